@@ -1,0 +1,65 @@
+"""Which device to compute on, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from auralign.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A device and the reason for it, in words for the user."""
+
+    device: torch.device
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.reason})"
+
+
+def pick(name: str = "auto") -> Choice:
+    """Chooses a device: CUDA, else MPS, else CPU for ``auto``; any other name must be usable.
+
+    Raises:
+        UsageError: The named device does not exist here.
+
+    >>> pick("cpu").reason
+    'asked for'
+    """
+    if name == "auto":
+        return _best()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        hint = "use auto, cpu, cuda, cuda:N or mps"
+        raise UsageError(f"unknown device {name!r}", where="--device", hint=hint) from error
+    problem = _problem(device)
+    if problem:
+        raise UsageError(
+            f"the device {name!r} cannot be used", where="--device", why=problem, hint="use auto or cpu"
+        )
+    return Choice(device, "asked for")
+
+
+def _best() -> Choice:
+    if torch.cuda.is_available():
+        return Choice(torch.device("cuda"), f"{torch.cuda.get_device_name(0)} is present")
+    if torch.backends.mps.is_available():
+        return Choice(torch.device("mps"), "no CUDA device, Apple's GPU is present")
+    return Choice(torch.device("cpu"), "neither a CUDA device nor Apple's GPU is present")
+
+
+def _problem(device: torch.device) -> str:
+    if device.type == "cpu":
+        return ""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        count = torch.cuda.device_count()
+        return f"there are {count} CUDA devices" if (device.index or 0) >= count else ""
+    if device.type == "mps":
+        return "" if torch.backends.mps.is_available() else "torch sees no Apple GPU"
+    return "auralign runs on cpu, cuda and mps"
