@@ -41,7 +41,8 @@ class _Layer(nn.Module):
         )
         heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = self.mixed_norm(x + self.mixed(heads.transpose(1, 2).flatten(2)))
-        return self.down_norm(x + self.down(F.gelu(self.up(x))))
+        x = self.down_norm(x + self.down(F.gelu(self.up(x))))
+        return x
 
 
 class MiniLM(nn.Module):
@@ -60,7 +61,7 @@ class MiniLM(nn.Module):
         self, tokens: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token 384"]:
         """Token vectors of the last layer; where the mask is False, tokens are not attended to."""
-        x = self.words(tokens) + self.positions.weight[: tokens.shape[1]] + self.kinds.weight[0]
+        x: Tensor = self.words(tokens) + self.positions.weight[: tokens.shape[1]] + self.kinds.weight[0]
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, mask[:, None, None, :])

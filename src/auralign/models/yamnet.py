@@ -3,8 +3,8 @@ r"""YAMNet as plain PyTorch: a MobileNet over log-mel patches that tags 521 Audi
 Plakal, Ellis 2020; Howard et al. 2017 (arXiv:1704.04861). Front end: 16 kHz, Hann window of 400 samples in a
 512-point DFT, hop 160, magnitudes, 64 HTK mel bands from 125 to 7,500 Hz,
 :math:`\log(x + 0.001)`; patches of 96 frames (0.96 s) every 48. Body: one 3×3 convolution and 13
-depthwise-separable blocks, batch norm folded into the weights, ReLU after each convolution. Layers of stride 2
-pad below and to the right only, as TensorFlow does.
+depthwise-separable blocks, batch norm folded into the weights, ReLU after each convolution. Layers of
+stride 2 pad below and to the right only, as TensorFlow does.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ class _Conv(nn.Module):
 class YamNet(nn.Module):
     """Frozen tagger; gradients reach the wave, never the weights."""
 
+    bank: Tensor
+    window: Tensor
+
     def __init__(self, class_names: tuple[str, ...]) -> None:
         super().__init__()
         self.class_names = class_names
@@ -131,7 +134,7 @@ class YamNet(nn.Module):
     def forward(self, wave: Float[Tensor, "batch time"]) -> YamNetOutput:
         """Scores and embeddings of patches of 0.96 s every 0.48 s.
 
-        A wave shorter than one patch is padded with silence; frames after the last whole patch are not scored.
+        A wave shorter than a patch is padded with silence; frames after the last whole patch are not scored.
         """
         shortest = N_FFT + (PATCH_FRAMES - 1) * HOP
         if wave.shape[-1] < shortest:
@@ -152,5 +155,7 @@ def load_yamnet(*, offline: bool | None = None) -> YamNet:
         raise ModelUnavailableError(f"{len(names)} class names, {CLASSES} expected", where=str(folder))
     model = YamNet(names)
     model.load_state_dict(weights.tensors("yamnet", offline=offline))
-    model.convs.to(memory_format=torch.channels_last)  # a fifth faster on CPUs
+    for parameter in model.convs.parameters():
+        if parameter.dim() == 4:  # a third faster on CPUs
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)

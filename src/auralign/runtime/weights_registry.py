@@ -27,7 +27,7 @@ class Member:
     save_as: str
     """Name in the converted folder; ``model.safetensors`` is the network."""
     form: str = "copy"
-    """How it becomes that file: ``copy``, ``onnx``, ``pickle`` (state dict), ``pickle-first`` (of a tuple)."""
+    """How it becomes that: ``copy``, ``onnx``, ``pickle`` (a state dict), ``pickle-first`` (of a tuple)."""
 
 
 @dataclass(frozen=True)
