@@ -119,9 +119,9 @@ class EfficientNetLite0(nn.Module):
 
 
 def fold_batch_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    r"""Published tensors to the names of :class:`EfficientNetLite0`, each batch norm folded into its convolution.
+    r"""Published tensors under the names used here, each batch norm folded into its convolution.
 
-    :math:`w' = w\,\gamma / \sqrt{\sigma^2 + \epsilon}`, :math:`b' = \beta - \mu\,\gamma / \sqrt{\sigma^2 + \epsilon}`.
+    :math:`w' = s w`, :math:`b' = \beta - s \mu` with :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}`.
     """
     pairs = [("stem", "_conv_stem", "_bn0"), ("head", "_conv_head", "_bn1")]
     for index in range(sum(stage.repeats for stage in STAGES)):
@@ -163,7 +163,7 @@ def open_picture(path: str | Path) -> Image.Image:
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(
-                        f"the picture has {image.width}×{image.height} pixels, at most {MAX_PIXELS:,} are read",
+                        f"{image.width}×{image.height} pixels are too many, at most {MAX_PIXELS:,} are read",
                         where=str(path),
                         hint="make it smaller",
                     )
@@ -200,7 +200,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
 
 
 def read_picture(path: str | Path) -> Float[Tensor, "3 224 224"]:
-    """A picture as the network expects it: scaled to fit 224×224 whole, the rest white, pixels (x - 127)/128."""
+    """A picture as the network expects it: fitted whole into 224×224 on white, pixels (x - 127)/128."""
     image = ImageOps.pad(open_picture(path), (SIDE, SIDE), Image.Resampling.BICUBIC, color="white")
     pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
     return ((pixels - 127.0) / 128.0).contiguous()
