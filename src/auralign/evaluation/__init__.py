@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation by each paper's protocol: tables of one row per item, presets, oracles and metric benchmarks."""
