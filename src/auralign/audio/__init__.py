@@ -1,1 +1,1 @@
-"""TODO."""
+"""Signals in and out: files, rates, spectra, mixing, loudness."""
