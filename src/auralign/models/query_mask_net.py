@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_TAPS = (4, 10, 13)  # YAMNet maps that the trunk reads: strides 8, 16 and 32
+_TAPS = (5, 11, 13)  # YAMNet maps that the trunk reads: strides 8, 16 and 32
 _TAP_WIDTHS = (256, 512, 1024)
 _TAP_MELS = (8, 4, 2)
 

@@ -1,0 +1,171 @@
+r"""OmniSep (Cheng et al., ICLR 2025, arXiv:2410.21269): 32 latent masks from a U-Net, gated by the query.
+
+.. math:: \operatorname{logit} M(Q) = \textstyle\sum_j s_j\,\sigma(A Q + a)_j\,F_j + b,
+
+with :math:`F` the U-Net's latent masks on the warped log-magnitude, :math:`\sigma(AQ + a)` the query gate, and learned
+mixing weights :math:`s` and bias :math:`b`. The query never enters the U-Net: one pass serves any number of queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from auralign.models.bands import BandProjector, LogWarp
+from auralign.models.query_mask_net import MaskOutput, QueryMaskNet, yamnet_taps
+from auralign.models.unet import MaskUNet
+
+
+@dataclass(frozen=True)
+class MaskAnswer:
+    """Masks over the linear bins and the probability that each queried sound is there."""
+
+    mask: Float[Tensor, "batch query bin frame"]
+    presence: Float[Tensor, "batch query"]
+
+
+class OmniSepNet(nn.Module):
+    """The published separator.
+
+    Args:
+        query_dim: 1024 with ImageBind, 512 with CLIP or CLAP, 256 with our own heads.
+        levels: U-Net steps; frames and warped rows are padded to multiples of ``2 ** levels``.
+        width: U-Net base width.
+        latents: Latent masks.
+        n_bins: Linear STFT bins.
+        n_rows: Warped rows.
+
+    >>> sum(p.numel() for p in OmniSepNet(query_dim=1024).separation_parameters())
+    30307043
+    """
+
+    def __init__(
+        self,
+        *,
+        query_dim: int = 1024,
+        levels: int = 7,
+        width: int = 64,
+        latents: int = 32,
+        n_bins: int = 513,
+        n_rows: int = 256,
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.warp = LogWarp(n_bins, n_rows)
+        self.sound_net = MaskUNet(levels=levels, width=width, outputs=latents)
+        self.frame_net = nn.Linear(query_dim, latents)
+        nn.init.normal_(self.frame_net.weight, 0.0, 0.0001)
+        nn.init.zeros_(self.frame_net.bias)
+        self.scale = nn.Parameter(torch.ones(latents))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.presence_head = nn.Linear(4, 1)
+
+    def separation_parameters(self) -> list[nn.Parameter]:
+        """The published parameters: all but our presence read-out."""
+        return [p for name, p in self.named_parameters() if not name.startswith("presence_head")]
+
+    def latent_masks(
+        self, magnitude: Float[Tensor, "batch bin frame"]
+    ) -> tuple[Float[Tensor, "batch row frame"], Float[Tensor, "batch latent row frame"]]:
+        """Warped magnitude (1e-10 added first, as published) and the U-Net's latent masks of its logarithm."""
+        warped = self.warp((magnitude + 1e-10)[:, None])
+        step = 2**self.levels
+        short = -warped.shape[-1] % step
+        log_magnitude = F.pad(warped.clamp_min(1e-10).log(), (0, short), mode="replicate")
+        latents = self.sound_net(log_magnitude)
+        return warped[:, 0], latents[..., : warped.shape[-1]]
+
+    def logits(
+        self, latents: Float[Tensor, "batch latent row frame"], query: Float[Tensor, "batch query dim"]
+    ) -> Float[Tensor, "batch query row frame"]:
+        """Mask logits of each query on the warped axis."""
+        gate = torch.sigmoid(self.frame_net(query.to(self.frame_net.weight)))
+        return torch.einsum("bqj,bjrt->bqrt", (gate * self.scale).to(latents), latents).float() + self.bias
+
+    def presence_logits(
+        self, warped: Float[Tensor, "batch row frame"], logits: Float[Tensor, "batch query row frame"]
+    ) -> Float[Tensor, "batch query"]:
+        """Ours, not the paper's: presence read from four statistics of the mask (share of energy, peak, mean, spread)."""
+        mask = torch.sigmoid(logits)
+        weight = warped.square()[:, None]
+        weight = weight / weight.sum(dim=(2, 3), keepdim=True).clamp_min(1e-12)
+        share = (mask * weight).sum(dim=(2, 3))
+        peak = mask.amax(dim=2).mean(dim=2)
+        spread = (weight * (mask - share[..., None, None]).square()).sum(dim=(2, 3)).clamp_min(1e-12).sqrt()
+        statistics = torch.stack([share, peak, mask.mean(dim=(2, 3)), spread], dim=-1)
+        return self.presence_head(statistics).squeeze(-1)
+
+    def analyse(self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]) -> dict[str, Tensor]:
+        """The query-free pass; ``wave`` is not used by this network."""
+        warped, latents = self.latent_masks(spec.abs())
+        return {"warped": warped, "latents": latents}
+
+    def answer(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> MaskAnswer:
+        """Masks and presence of any number of queries after one :meth:`analyse`."""
+        logits = self.logits(state["latents"], query)
+        presence = torch.sigmoid(self.presence_logits(state["warped"], logits))
+        return MaskAnswer(self.warp.inverse(torch.sigmoid(logits)), presence)
+
+
+class SmallSeparator(nn.Module):
+    """The ``small`` preset: :class:`QueryMaskNet` on pooled band energies, with a frozen YAMNet beside it.
+
+    The level of every window is normalised before the network, so that masks do not depend on the recording level.
+
+    Args:
+        n_bands: Bands, a multiple of 16.
+        n_bins: Linear STFT bins.
+        net: Keyword arguments of :class:`QueryMaskNet`.
+    """
+
+    FLOOR = 1e-6  # -60 dB below the window's mean band energy
+
+    def __init__(self, *, n_bands: int = 128, n_bins: int = 513, **net: Any) -> None:
+        super().__init__()
+        self.bands = BandProjector(n_bins, n_bands)
+        self.net = QueryMaskNet(**net)
+        self._yamnet: list[nn.Module] = []  # in a list: frozen, shared, and never part of the state dict
+
+    @property
+    def yamnet(self) -> nn.Module:
+        """The frozen backbone, loaded on first use."""
+        if not self._yamnet:
+            from auralign.models.yamnet import load_yamnet
+
+            self._yamnet.append(load_yamnet())
+        return self._yamnet[0].to(self.bands.weight.device)
+
+    def attach(self, yamnet: nn.Module) -> None:
+        """Share a backbone that is loaded already."""
+        self._yamnet = [yamnet]
+
+    def log_energy(self, energy: Float[Tensor, "batch band frame"]) -> Float[Tensor, "batch 1 band frame"]:
+        """Log of band energies relative to the window's mean, floored at -60 dB."""
+        mean = energy.mean(dim=(1, 2), keepdim=True).clamp_min(1e-20)
+        return torch.log(energy / mean + self.FLOOR)[:, None]
+
+    def taps(self, wave: Float[Tensor, "batch time"]) -> list[Tensor]:
+        """YAMNet maps of the window at a fixed level."""
+        level = wave.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-8)
+        with torch.no_grad():
+            log_mel = self.yamnet.log_mel(F.pad(wave * (0.1 / level), (256, 256)))
+            return yamnet_taps(self.yamnet.maps(log_mel))
+
+    def analyse(self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]) -> dict[str, Tensor]:
+        """The query-free pass over a window and its waveform."""
+        log_energy = self.log_energy(self.bands(spec.real.square() + spec.imag.square()))
+        frames = log_energy.shape[-1]
+        log_energy = F.pad(log_energy, (0, -frames % 16), mode="replicate")
+        fine, coarse = self.net.features(log_energy, self.taps(wave))
+        return {"fine": fine, "coarse": coarse, "frames": torch.tensor(frames)}
+
+    def answer(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> MaskAnswer:
+        """Masks and presence of any number of queries after one :meth:`analyse`."""
+        out: MaskOutput = self.net.read(state["fine"], state["coarse"], query)
+        mask = out.mask[..., : int(state["frames"])]
+        return MaskAnswer(self.bands.expand(mask), torch.sigmoid(out.presence))
