@@ -1,1 +1,72 @@
-"""TODO."""
+"""Readers of public data sets: each maps a folder in its published layout to clips or mixtures.
+
+Every reader has the form ``read(root, *, split=None, …) -> Reading``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from auralign.data.clip import Clip
+from auralign.data.readers.audiocaps import read_audiocaps, read_bisep_audiocaps, read_phrases
+from auralign.data.readers.audiosep import read_audiosep, read_audiosep_json, write_audiosep_json
+from auralign.data.readers.base import RULES, Missing, MixtureItem, Reading, ReadReport
+from auralign.data.readers.clipsep import draw_interferers, read_clipsep, read_index, read_index_clips
+from auralign.data.readers.clotho import read_clotho
+from auralign.data.readers.dcase24t9 import read_dcase24t9
+from auralign.data.readers.esc50 import read_esc50
+from auralign.data.readers.fsd50k import read_fsd50k
+from auralign.data.readers.measure import measure
+from auralign.data.readers.music import read_music
+from auralign.data.readers.vggsound import read_vggsound
+from auralign.data.readers.wavcaps import read_wavcaps
+from auralign.data.readers.youtube import YoutubeFiles, YoutubeKey, parse_clip_name
+
+READERS: MappingProxyType[str, Callable[..., Reading]] = MappingProxyType(
+    {
+        "audiocaps": read_audiocaps,
+        "audiosep": read_audiosep,
+        "bisep-audiocaps": read_bisep_audiocaps,
+        "clipsep": read_clipsep,
+        "clotho": read_clotho,
+        "dcase24t9": read_dcase24t9,
+        "esc50": read_esc50,
+        "fsd50k": read_fsd50k,
+        "music": read_music,
+        "vggsound": read_vggsound,
+        "wavcaps": read_wavcaps,
+    }
+)
+"""Readers by the name that ``auralign data check`` takes."""
+
+__all__ = [
+    "READERS",
+    "RULES",
+    "Clip",
+    "Missing",
+    "MixtureItem",
+    "ReadReport",
+    "Reading",
+    "YoutubeFiles",
+    "YoutubeKey",
+    "draw_interferers",
+    "measure",
+    "parse_clip_name",
+    "read_audiocaps",
+    "read_audiosep",
+    "read_audiosep_json",
+    "read_bisep_audiocaps",
+    "read_clipsep",
+    "read_clotho",
+    "read_dcase24t9",
+    "read_esc50",
+    "read_fsd50k",
+    "read_index",
+    "read_index_clips",
+    "read_music",
+    "read_phrases",
+    "read_vggsound",
+    "read_wavcaps",
+    "write_audiosep_json",
+]
