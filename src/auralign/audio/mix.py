@@ -49,30 +49,23 @@ def power(x: Array, *, batch_axes: int = 0, active: bool = False) -> Array:
         active: Leave out frames of 512 samples that lie 40 dB or more below the loudest one.
     """
     axes = _axes(x, batch_axes)
-    if not active:
-        squared = x * x
-        return (
-            squared.mean(axes, keepdims=True)
-            if isinstance(x, np.ndarray)
-            else squared.mean(axes, keepdim=True)
-        )
-    return _active_power(x, axes)
+    level: Array = _active_power(x, axes) if active else _mean(x * x, axes)
+    return level
 
 
-def _active_power(x: Array, axes: tuple[int, ...]) -> Array:
+def _mean(x: Any, axes: tuple[int, ...]) -> Any:
+    return x.mean(axes, keepdims=True) if isinstance(x, np.ndarray) else x.mean(axes, keepdim=True)
+
+
+def _active_power(x: Any, axes: tuple[int, ...]) -> Any:
     frames = max(1, x.shape[-1] // _ACTIVE_FRAME)
     size = x.shape[-1] // frames
     cut = x[..., : frames * size].reshape(*x.shape[:-1], frames, size)
     inner = (*axes[:-1], cut.ndim - 1)  # every axis of the signal but the frame
-    if isinstance(cut, np.ndarray):
-        level = (cut * cut).mean(inner, keepdims=True)
-        keep = (level >= level.max(-2, keepdims=True) * 10 ** (-_ACTIVE_DB / 10)).astype(cut.dtype)
-        out: Any = (level * keep).sum(-2, keepdims=True) / keep.sum(-2, keepdims=True)
-        return out[..., 0]
-    level = (cut * cut).mean(inner, keepdim=True)
-    keep = (level >= level.amax(-2, keepdim=True) * 10 ** (-_ACTIVE_DB / 10)).to(cut)
-    out = (level * keep).sum(-2, keepdim=True) / keep.sum(-2, keepdim=True)
-    return out[..., 0]
+    level = _mean(cut * cut, inner)[..., 0]  # (..., 1 for each channel axis, frame)
+    loudest = level.max(-1, keepdims=True) if isinstance(x, np.ndarray) else level.amax(-1, keepdim=True)
+    keep = (level >= loudest * 10 ** (-_ACTIVE_DB / 10)) * 1.0
+    return _mean(level * keep, (level.ndim - 1,)) / _mean(keep, (level.ndim - 1,))
 
 
 def power_db(x: Array, *, batch_axes: int = 0, active: bool = False) -> Array:
@@ -81,14 +74,16 @@ def power_db(x: Array, *, batch_axes: int = 0, active: bool = False) -> Array:
     >>> round(power_db(np.full((1, 100), 0.1)).item(), 6)
     -20.0
     """
-    level = power(x, batch_axes=batch_axes, active=active)
+    level: Any = power(x, batch_axes=batch_axes, active=active)
     flat = level.reshape(level.shape[:batch_axes])
-    if isinstance(flat, np.ndarray):
-        return np.asarray(10 * np.log10(np.maximum(flat, _FLOOR)), x.dtype)
-    return 10 * flat.clamp(min=_FLOOR).log10()
+    if isinstance(x, np.ndarray):
+        flat = np.maximum(flat, _FLOOR)
+        return np.asarray(10 * np.log10(flat), x.dtype)
+    out: Array = 10 * flat.clamp(min=_FLOOR).log10()
+    return out
 
 
-def _where_sound(a: Array, b: Array, ratio: Array) -> Array:
+def _where_sound(a: Any, b: Any, ratio: Any) -> Any:
     """The ratio where both powers are above silence, elsewhere 1."""
     if isinstance(ratio, np.ndarray):
         return np.where((a > _FLOOR) & (b > _FLOOR), ratio, np.ones_like(ratio))
@@ -97,16 +92,20 @@ def _where_sound(a: Array, b: Array, ratio: Array) -> Array:
 
 def gain_for_snr(target: Array, interferer: Array, snr_db: float | Array, *, batch_axes: int = 0) -> Array:
     r"""The amplitude gain :math:`g = \sqrt{P_t / P_i} \, 10^{-snr/20}` of the interferer, or 1."""
-    p_target, p_other = power(target, batch_axes=batch_axes), power(interferer, batch_axes=batch_axes)
+    p_target: Any = power(target, batch_axes=batch_axes)
+    p_other: Any = power(interferer, batch_axes=batch_axes)
+    ratio: Any
+    scale: Any
     if isinstance(p_other, np.ndarray):
-        ratio: Any = np.sqrt(p_target / np.maximum(p_other, _FLOOR))
+        ratio = np.sqrt(p_target / np.maximum(p_other, _FLOOR))
         scale = np.asarray(10.0 ** (-np.asarray(snr_db, np.float64) / 20), ratio.dtype)
     else:
         ratio = (p_target / p_other.clamp(min=_FLOOR)).sqrt()
         scale = 10.0 ** (-torch.as_tensor(snr_db, dtype=ratio.dtype, device=ratio.device) / 20)
     if scale.ndim:
         scale = scale.reshape(scale.shape + (1,) * (ratio.ndim - scale.ndim))
-    return _where_sound(p_target, p_other, ratio * scale)
+    out: Array = _where_sound(p_target, p_other, ratio * scale)
+    return out
 
 
 def _check_shapes(signals: Sequence[Any]) -> None:
@@ -128,14 +127,14 @@ def mix_at_snr(
     [[2.0, 2.0, 2.0, 2.0]]
     """
     _check_shapes([target, interferer])
-    scaled = interferer * gain_for_snr(target, interferer, snr_db, batch_axes=batch_axes)
+    scaled: Any = interferer * gain_for_snr(target, interferer, snr_db, batch_axes=batch_axes)
     return Mixture(target + scaled, (target, scaled))
 
 
 def equal_power(sources: Sequence[Array], *, batch_axes: int = 0) -> tuple[Array, ...]:
     """Sources scaled to the mean power of the first; a silent one stays as it is."""
     _check_shapes(sources)
-    first = sources[0]
+    first: Any = sources[0]
     return (first, *(x * gain_for_snr(first, x, 0.0, batch_axes=batch_axes) for x in sources[1:]))
 
 
@@ -191,7 +190,7 @@ def mix_audiosep(
     _check_shapes([target, *interferers])
     if len(interferers) != len(snrs_db):
         raise AudioError(f"{len(interferers)} interferers with {len(snrs_db)} ratios", where="mix_audiosep")
-    scaled = [
+    scaled: list[Any] = [
         x * gain_for_snr(target, x, snr, batch_axes=batch_axes)
         for x, snr in zip(interferers, snrs_db, strict=True)
     ]

@@ -77,9 +77,6 @@ class StreamResampler:
         if last:
             remaining = resampled_length(self._taken, self.from_hz, self.to_hz) - self._given
             out = np.pad(out, ((0, 0), (0, max(0, remaining - out.shape[1]))))[:, :remaining]
-        else:  # never give more than the final length could take back
-            room = resampled_length(self._taken, self.from_hz, self.to_hz) - self._given
-            out = out[:, : max(0, room)]
         self._given += out.shape[1]
         return np.ascontiguousarray(out)
 
