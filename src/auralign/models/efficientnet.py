@@ -201,6 +201,11 @@ def _from_deep(image: Image.Image) -> Image.Image:
 
 def read_picture(path: str | Path) -> Float[Tensor, "3 224 224"]:
     """A picture as the network expects it: fitted whole into 224×224 on white, pixels (x - 127)/128."""
-    image = ImageOps.pad(open_picture(path), (SIDE, SIDE), Image.Resampling.BICUBIC, color="white")
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
+    image = open_picture(path)
+    scale = SIDE / max(image.size)
+    width, height = (max(round(size * scale), 1) for size in image.size)
+    page = Image.new("RGB", (SIDE, SIDE), "white")
+    fitted = image.resize((width, height), Image.Resampling.BICUBIC)
+    page.paste(fitted, ((SIDE - width) // 2, (SIDE - height) // 2))
+    pixels = torch.from_numpy(np.array(page, dtype=np.float32)).permute(2, 0, 1)
     return ((pixels - 127.0) / 128.0).contiguous()

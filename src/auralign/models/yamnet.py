@@ -71,7 +71,8 @@ class _Conv(nn.Module):
         self, x: Float[Tensor, "batch inputs rows cols"]
     ) -> Float[Tensor, "batch outputs rows2 cols2"]:
         if self.stride == 2:
-            x = F.pad(x, (0, 1, 0, 1))
+            rows, cols = x.shape[2:]
+            x = F.pad(x, (0, 1 + cols % 2, 0, 1 + rows % 2))
             padding = 0
         else:
             padding = self.kernel // 2
@@ -114,7 +115,7 @@ class YamNet(nn.Module):
     def maps(self, log_mel: Float[Tensor, "batch frame mel"]) -> list[Tensor]:
         """Output of each of the 14 blocks, ``batch channel frame/s mel/s``, over any number of frames.
 
-        The time stride ``s`` doubles with each block of stride 2 (2, 2, 4, 4, 8, 8, 16 … 32).
+        The stride ``s`` doubles with each block of stride 2 (2, 2, 4, 4, 8, 8, 16 … 32), sizes round up.
         """
         x = log_mel.unsqueeze(1)
         outputs = []

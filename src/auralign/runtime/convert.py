@@ -7,6 +7,7 @@ only through torch's restricted unpickler (``weights_only=True``), once; a user'
 from __future__ import annotations
 
 import io
+import pickle
 import zipfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -69,9 +70,14 @@ def _load_trusted(data: bytes) -> Any:
 
     rebuild_scalar = np.float64(0.0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")]
-    allowed: list[Any] = [(rebuild_scalar, "numpy.core.multiarray.scalar"), (np.dtype, "numpy.dtype"), *kinds]
-    with torch.serialization.safe_globals(allowed):
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    allowed: list[Any] = [(rebuild_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    allowed += [(np.dtype, "numpy.dtype"), *kinds]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelUnavailableError("the pinned checkpoint holds more than tensors", why=reason) from error
 
 
 def _pickle(data: bytes) -> bytes:

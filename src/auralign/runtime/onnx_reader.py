@@ -167,7 +167,7 @@ def read_onnx(model: bytes, external: bytes = b"") -> OnnxGraph:
                     name, values = _tensor(_bytes(payload), external)
                     if values is not None:
                         tensors[name] = values
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, struct.error) as error:
         raise ModelUnavailableError("the ONNX file cannot be decoded", why=str(error)) from error
     if not nodes:
         raise ModelUnavailableError("the ONNX file holds no graph", hint="fetch the weights again")
