@@ -92,7 +92,8 @@ def sd_sdr(
 ) -> Float64[Tensor, "*batch"]:
     r"""Scale-dependent SDR: :math:`10\log_{10}\|\alpha s\|^2 / \|\hat s - s\|^2`, in dB.
 
-    Equals :math:`SNR + 20\log_{10}|\alpha|`. Le Roux et al. 2019 (arXiv:1811.02508), Sec. 4: punishes an estimate that was only made quieter.
+    Equals :math:`SNR + 20\log_{10}|\alpha|` and so punishes an estimate that was only made quieter.
+    Le Roux et al. 2019 (arXiv:1811.02508), Sec. 4.
     """
     return _ratio(est, ref, lambda e, s: (_scaled(e, s), e - s))
 
@@ -111,7 +112,7 @@ def snri(
     ref: Float[Tensor, "*batch time"],
     mixture: Float[Tensor, "*batch time"],
 ) -> Float64[Tensor, "*batch"]:
-    r"""Improvement of :func:`snr`, :math:`SNR(\hat s) - SNR(x)`: "SDRi" in AudioSep and DCASE task 9, in dB."""
+    r"""Improvement of :func:`snr`, :math:`SNR(\hat s) - SNR(x)`: "SDRi" in AudioSep and DCASE 24, in dB."""
     return _improvement(snr, est=est, ref=ref, mixture=mixture)
 
 

@@ -85,7 +85,8 @@ def _column(values: Values) -> Float64[np.ndarray, " item"]:
 
 def _finite(values: Values) -> Float64[np.ndarray, " item"]:
     column = _column(values)
-    return column[np.isfinite(column)]
+    kept: Float64[np.ndarray, " item"] = column[np.isfinite(column)]
+    return kept
 
 
 def mean(values: Values) -> float:
@@ -113,11 +114,12 @@ def standard_error(values: Values) -> float:
 def _resampled_means(values: Float64[np.ndarray, " item"], *, resamples: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     at_once = max(1, _DRAWS_AT_ONCE // values.size)
-    means: list[np.ndarray] = [
+    means: list[Float64[np.ndarray, " resample"]] = [
         values[generator.integers(values.size, size=(min(at_once, resamples - done), values.size))].mean(-1)
         for done in range(0, resamples, at_once)
     ]
-    return np.concatenate(means)
+    joined: np.ndarray = np.concatenate(means)
+    return joined
 
 
 def bootstrap_interval(

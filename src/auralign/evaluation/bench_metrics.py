@@ -1,0 +1,139 @@
+"""Our BSS Eval against mir_eval and fast_bss_eval: same arrays, one process, interleaved, agreement checked.
+
+The peers are test tools; one that is not installed is skipped with a reason. Times are the smallest of the
+repeats, the figure that a shared machine disturbs least.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+
+from auralign.errors import AuralignError
+from auralign.metrics.bss_eval import bss_eval_v3
+
+AGREEMENT_DB = 1e-9
+"""Largest difference that still counts as the same number."""
+
+Ratios = Float[np.ndarray, "3 source"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One size: so many sources, seconds and samples a second."""
+
+    sources: int
+    """References and estimates."""
+    seconds: int
+    """Length."""
+    rate_hz: int
+    """Sample rate."""
+
+    @property
+    def name(self) -> str:
+        """Stable part of the entry's name."""
+        return f"{self.sources}src_{self.seconds}s_{self.rate_hz}hz"
+
+
+SIZES = (
+    Work(2, 1, 8_000),
+    Work(2, 4, 16_000),
+    Work(3, 4, 16_000),
+    Work(4, 1, 8_000),
+    Work(4, 10, 16_000),
+    Work(2, 10, 44_100),
+    Work(2, 30, 44_100),
+    Work(4, 30, 44_100),
+)
+
+
+def make_sounds(work: Work, *, seed: int = 0) -> tuple[Float32[np.ndarray, "source time"], ...]:
+    """Estimates and references: coloured noises, and each with the others at −14 dB and noise at −20 dB."""
+    generator = np.random.default_rng(seed)
+    n_time = work.seconds * work.rate_hz
+    white = generator.standard_normal((work.sources, n_time))
+    tilt = np.linspace(0.3, 0.9, work.sources)[:, None]
+    ref = np.fft.irfft(np.fft.rfft(white) / np.linspace(0.05, 1, n_time // 2 + 1) ** tilt, n=n_time)
+    ref /= ref.std(-1, keepdims=True)
+    leak = 0.2 * generator.standard_normal((work.sources, work.sources)) + np.eye(work.sources)
+    est = leak @ ref + 0.1 * generator.standard_normal(ref.shape)
+    return est.astype(np.float32), ref.astype(np.float32)
+
+
+def _ours(est: np.ndarray, ref: np.ndarray) -> Ratios:
+    result = bss_eval_v3(est=torch.from_numpy(est), ref=torch.from_numpy(ref))
+    return torch.stack([result.sdr_db, result.sir_db, result.sar_db]).numpy()
+
+
+def _mir_eval(est: np.ndarray, ref: np.ndarray) -> Ratios:
+    module = importlib.import_module("mir_eval.separation")
+    return np.stack(module.bss_eval_sources(ref, est, compute_permutation=False)[:3])
+
+
+def _fast_bss_eval(est: np.ndarray, ref: np.ndarray) -> Ratios:
+    module = importlib.import_module("fast_bss_eval")
+    sounds = torch.from_numpy(ref).double(), torch.from_numpy(est).double()
+    return torch.stack(module.bss_eval_sources(*sounds, compute_permutation=False)[:3]).numpy()
+
+
+PEERS: Mapping[str, Callable[[np.ndarray, np.ndarray], Ratios]] = {
+    "mir_eval": _mir_eval,
+    "fast_bss_eval": _fast_bss_eval,
+}
+
+
+def _timed(call: Callable[[], Ratios]) -> tuple[float, Ratios]:
+    start = time.perf_counter()
+    value = call()
+    return time.perf_counter() - start, value
+
+
+def _against(peer: str, work: Work, repeats: int) -> dict[str, object]:
+    """One entry: interleaved repeats, smallest times, largest difference."""
+    est, ref = make_sounds(work)
+    best = {"ours": float("inf"), peer: float("inf")}
+    values: dict[str, Ratios] = {}
+    for _ in range(repeats):
+        for name, call in (("ours", _ours), (peer, PEERS[peer])):
+            spent, values[name] = _timed(lambda call=call: call(est, ref))  # type: ignore[misc]
+            best[name] = min(best[name], spent)
+    difference = float(np.abs(values["ours"] - values[peer]).max())
+    if not difference <= AGREEMENT_DB:
+        raise AuralignError(
+            f"differs from {peer} by {difference:.1e} dB", where=work.name, hint="one of the two has changed"
+        )
+    return {
+        "ours_s": best["ours"],
+        "peer_s": best[peer],
+        "ratio": best[peer] / best["ours"],
+        "peer": peer,
+        "work": f"BSS Eval 3, 512 taps: {work.sources} sources, {work.seconds} s at {work.rate_hz} Hz",
+        "max_difference_db": difference,
+    }
+
+
+def bench(*, sizes: tuple[Work, ...] = SIZES, repeats: int = 3) -> dict[str, dict[str, object]]:
+    """Times of our BSS Eval and its peers, in the form that ``auralign bench metrics --json`` prints.
+
+    Args:
+        sizes: Work to do.
+        repeats: Interleaved repeats of each.
+    """
+    entries: dict[str, dict[str, object]] = {}
+    for peer in PEERS:
+        for work in sizes:
+            name = f"bss_eval_vs_{peer}/{work.name}"
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # mir_eval announces its next version on every call
+                    entries[name] = _against(peer, work, repeats)
+            except ImportError as error:
+                entries[name] = {"peer": peer, "skipped": f"not installed: {error}"}
+    return entries
