@@ -111,9 +111,8 @@ class Mixer:
             absent[n] = self._absent(rng, {a, b, third})
         return MixBatch(sources, distractor, labels, absent, clips, audible)
 
-    def other_clip(self, rng: np.random.Generator, clip: int) -> int:
-        """Another clip of the same class, of another recording where there is one."""
-        label = self.labels.index(self.bank.clips[clip].label)
+    def example_of(self, rng: np.random.Generator, label: int) -> int:
+        """A clip of a class, any recording with equal chance."""
         groups = self._sources[label]
         group = groups[rng.integers(len(groups))]
         return int(group[rng.integers(len(group))])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from auralign.models.bands import BandProjector, LogWarp
 from auralign.models.query_mask_net import MaskOutput, QueryMaskNet, yamnet_taps
+from auralign.models.query_encoder import Backbones
 from auralign.models.unet import MaskUNet
 
 
@@ -76,7 +77,7 @@ class OmniSepNet(nn.Module):
         warped = self.warp((magnitude + 1e-10)[:, None])
         step = 2**self.levels
         short = -warped.shape[-1] % step
-        log_magnitude = F.pad(warped.clamp_min(1e-10).log(), (0, short), mode="replicate")
+        log_magnitude = F.pad(warped.clamp_min(1e-10).log(), (0, short, 0, 0), mode="replicate")
         latents = self.sound_net(log_magnitude)
         return warped[:, 0], latents[..., : warped.shape[-1]]
 
@@ -129,20 +130,11 @@ class SmallSeparator(nn.Module):
         super().__init__()
         self.bands = BandProjector(n_bins, n_bands)
         self.net = QueryMaskNet(**net)
-        self._yamnet: list[nn.Module] = []  # in a list: frozen, shared, and never part of the state dict
+        self._backbones = Backbones()  # frozen and never part of the state dict
 
-    @property
-    def yamnet(self) -> nn.Module:
-        """The frozen backbone, loaded on first use."""
-        if not self._yamnet:
-            from auralign.models.yamnet import load_yamnet
-
-            self._yamnet.append(load_yamnet())
-        return self._yamnet[0].to(self.bands.weight.device)
-
-    def attach(self, yamnet: nn.Module) -> None:
-        """Share a backbone that is loaded already."""
-        self._yamnet = [yamnet]
+    def share(self, backbones: Backbones) -> None:
+        """Use backbones that are loaded elsewhere already."""
+        self._backbones = backbones
 
     def log_energy(self, energy: Float[Tensor, "batch band frame"]) -> Float[Tensor, "batch 1 band frame"]:
         """Log of band energies relative to the window's mean, floored at -60 dB."""
@@ -151,16 +143,17 @@ class SmallSeparator(nn.Module):
 
     def taps(self, wave: Float[Tensor, "batch time"]) -> list[Tensor]:
         """YAMNet maps of the window at a fixed level."""
+        yamnet = self._backbones.yamnet.to(wave.device)
         level = wave.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-8)
         with torch.no_grad():
-            log_mel = self.yamnet.log_mel(F.pad(wave * (0.1 / level), (256, 256)))
-            return yamnet_taps(self.yamnet.maps(log_mel))
+            log_mel = yamnet.log_mel(F.pad(wave * (0.1 / level), (256, 256)))
+            return yamnet_taps(yamnet.maps(log_mel))
 
     def analyse(self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]) -> dict[str, Tensor]:
         """The query-free pass over a window and its waveform."""
         log_energy = self.log_energy(self.bands(spec.real.square() + spec.imag.square()))
         frames = log_energy.shape[-1]
-        log_energy = F.pad(log_energy, (0, -frames % 16), mode="replicate")
+        log_energy = F.pad(log_energy, (0, -frames % 16, 0, 0), mode="replicate")
         fine, coarse = self.net.features(log_energy, self.taps(wave))
         return {"fine": fine, "coarse": coarse, "frames": torch.tensor(frames)}
 

@@ -217,5 +217,5 @@ class QueryMaskNet(nn.Module):
 
 
 def yamnet_taps(maps: list[Tensor]) -> list[Tensor]:
-    """Pick the maps the trunk reads out of YAMNet's fourteen."""
-    return [maps[i] for i in _TAPS]
+    """Pick the maps the trunk reads out of YAMNet's fourteen, as (batch dim mel frame)."""
+    return [maps[i].transpose(2, 3) for i in _TAPS]

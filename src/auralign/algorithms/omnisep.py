@@ -1,0 +1,356 @@
+r"""OmniSep: query-conditioned separation learned by mix-and-separate.
+
+Cheng et al., "OmniSep: Unified Omni-Modality Sound Separation with Query-Mixup", ICLR 2025 (arXiv:2410.21269), on the
+U-Net, warp and weighted cross-entropy of Sound-of-Pixels and CLIPSep.
+
+The algorithm::
+
+    for each step
+        draw two clips of different classes, scale, add                      -> mixture X = S_1 + S_2
+        embed each source's text, picture and example; mix them at random    -> queries Q_1, Q_2 (Query-Mixup)
+        one U-Net pass over log |X|, gated by each query                     -> masks M_1, M_2
+        minimise  1/2 sum_n mean( w BCE(M_n, 1[|S_n| > |X|/2]) )             -> update
+
+Symbols: X mixture, S_n source, M_n mask, w = clamp(ln(1+|X|), 1e-3, 10), Q query, R best band mask.
+
+Deviations, each a switch of :class:`Config`:
+
+1. Queries come from learned heads over frozen MiniLM, YAMNet and EfficientNet-Lite0 (ImageBind is non-commercial); an
+   InfoNCE term keeps the three modalities together.
+2. Each mixture also gets a query that is not in it. Its mask must close, and a presence score learns to say so.
+3. ``network = "small"`` trades the U-Net for :class:`~auralign.models.query_mask_net.QueryMaskNet` and the binary target
+   for the error in dB of the phase-sensitive band mask; ``"omnisep"`` keeps the published net, target and weight.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from auralign.algorithms.omnisep_loss import (
+    binary_target,
+    leak_db,
+    magnitude_weight,
+    mask_error_db,
+    soft_bce,
+    weighted_bce,
+)
+from auralign.algorithms.query_banks import QueryBanks, RawQueries, draw_queries
+from auralign.algorithms.training import Averager, BatchNormMean, Corpus, cosine_rate, load_corpus, validate
+from auralign.data.mixer import MixBatch, MixConfig
+from auralign.models.bands import best_band_mask
+from auralign.models.omnisep import OmniSepNet, SmallSeparator
+from auralign.models.query_encoder import QueryHeads, info_nce
+from auralign.models.separator import Separator
+from auralign.runtime import distributed
+from auralign.runtime.run import Run
+from auralign.runtime.seed import derive
+from auralign.runtime.signals import GracefulStop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms."""
+
+    error_db: float = 0.1
+    """Error of present sources in dB (network ``small``)."""
+    leak_db: float = 0.03
+    """Level of what an absent query lets through, dB."""
+    bce: float = 1.0
+    """Cross-entropy of the masks: soft target for ``small``, the published weighted binary one for ``omnisep``."""
+    presence: float = 0.2
+    """Cross-entropy of the presence score."""
+    align: float = 0.05
+    """InfoNCE between the modalities of a query."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    corpus: Path = Path("corpora/soundbox")
+    """Folder made by `auralign data build soundbox`."""
+    network: Literal["omnisep", "small"] = "small"
+    """Published U-Net or the small trunk-and-head network."""
+    query_dim: int = 256
+    """Size of the query space (paper: 1024, ImageBind)."""
+    widths: tuple[int, int, int, int] = (32, 64, 128, 224)
+    """Channels of the small network at its four resolutions."""
+    blocks: tuple[int, int, int, int] = (1, 2, 2, 2)
+    """Residual blocks of the small network at its four resolutions."""
+    fine: int = 16
+    """Fine features a bin of the small network."""
+    hidden: int = 96
+    """Width of the small network's query head."""
+    levels: int = 7
+    """U-Net steps (paper: 7)."""
+    width: int = 64
+    """U-Net base width (paper: 64)."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """How mixtures are made."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the loss terms."""
+    modalities: tuple[float, float, float, float] = (0.45, 0.2, 0.1, 0.25)
+    """Chances of a text, audio, picture and mixed-up query."""
+    query_noise: float = 0.1
+    """Length of a random vector added to each query."""
+    batch: int = 16
+    """Mixtures a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches a step over all processes; must be a multiple of their number."""
+    steps: int = 10_000
+    """Updates."""
+    rate: float = 1.5e-3
+    """Peak learning rate of AdamW, reached after the warm-up and brought down along a cosine."""
+    warmup: int = 300
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.02
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest gradient norm (OmniSep: 1.0)."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are what is saved and scored."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of the network; losses stay in float32."""
+    validate_every: int = 500
+    """Steps between validations, checkpoints and sound samples."""
+    seed: int = 0
+    """Every random number follows from it."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "steps", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
+        if self.mix.samples % 4096:
+            raise ValueError(f"mix.samples is {self.mix.samples}; take a multiple of 4096")
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """Keyword arguments of the network."""
+        if self.network == "omnisep":
+            return {"query_dim": self.query_dim, "levels": self.levels, "width": self.width}
+        return {
+            "widths": self.widths,
+            "blocks": self.blocks,
+            "fine": self.fine,
+            "hidden": self.hidden,
+            "query_dim": self.query_dim,
+        }
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """A batch as tensors: sources after equalisation, and their sum."""
+
+    sources: Float[Tensor, "batch source time"]
+    mixture: Float[Tensor, "batch time"]
+    present: Float[Tensor, "batch query"]
+    raw: RawQueries
+
+
+def equalise(
+    wave: Float[Tensor, "*batch time"], rng: np.random.Generator, spread_db: float
+) -> Float[Tensor, "*batch time"]:
+    """Apply a random smooth gain curve over log frequency to each sound, its power kept."""
+    bins = wave.shape[-1] // 2 + 1
+    knots = torch.from_numpy(rng.normal(0, spread_db, size=(*wave.shape[:-1], 6))).float()
+    place = torch.log1p(torch.arange(bins) * (200.0 / bins)) / math.log1p(200.0) * 5
+    left = place.long().clamp(max=4)
+    gain_db = torch.lerp(knots[..., left], knots[..., left + 1], place - left)
+    out = torch.fft.irfft(torch.fft.rfft(wave) * 10 ** (gain_db / 20), n=wave.shape[-1])
+    power = wave.square().sum(-1, keepdim=True) / out.square().sum(-1, keepdim=True).clamp_min(1e-12)
+    return out * power.sqrt()
+
+
+def draw(cfg: Config, corpus: Corpus, banks: QueryBanks, step: int, micro: int) -> Mixtures:
+    """Mixtures and queries of one micro-batch; they follow from the seed, the step and its number alone."""
+    rng = np.random.default_rng(derive(cfg.seed, "batch", step, micro))
+    batch: MixBatch = corpus.mixer.batch(rng, cfg.batch)
+    stacked = torch.from_numpy(np.concatenate([batch.sources, batch.distractor[:, None]], axis=1))
+    if cfg.mix.equaliser_db > 0:
+        stacked = equalise(stacked, rng, cfg.mix.equaliser_db)
+    raw = draw_queries(rng, batch, corpus.mixer, banks, cfg.modalities)
+    present = torch.cat([torch.from_numpy(batch.audible).float(), torch.zeros(cfg.batch, 1)], dim=1)
+    return Mixtures(stacked[:, :2], stacked.sum(dim=1), present, raw)
+
+
+def small_loss(
+    cfg: Config, net: SmallSeparator, spec: Tensor, source_spec: Tensor, batch: Mixtures, query: Tensor
+) -> dict[str, Tensor]:
+    """Loss terms of the small network, all in the band domain."""
+    with torch.no_grad():
+        energy, best = best_band_mask(spec[:, None], source_spec, net.bands)
+        source_energy = net.bands(source_spec.real.square() + source_spec.imag.square())
+        best = torch.cat([best, torch.zeros_like(best[:, :1])], dim=1)  # the absent query
+        energy = energy[:, 0]
+    with torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=cfg.precision == "bfloat16"):
+        out = net.net(net.log_energy(energy), net.taps(batch.mixture), query)
+    mask, logits = out.mask, out.logits
+    audible = batch.present[:, :2]
+    error = mask_error_db(mask[:, :2], best[:, :2], energy, source_energy)
+    leak = leak_db(mask, energy)
+    silent = 1 - batch.present
+    return {
+        "error_db": (error * audible).sum() / audible.sum(),
+        "leak_db": (leak * silent).sum() / silent.sum(),
+        "bce": soft_bce(logits, best, energy),
+        "presence": F.binary_cross_entropy_with_logits(out.presence, batch.present),
+    }
+
+
+def published_loss(
+    cfg: Config, net: OmniSepNet, spec: Tensor, source_spec: Tensor, batch: Mixtures, query: Tensor
+) -> dict[str, Tensor]:
+    """Loss terms of the published network: weighted BCE to binary masks on the warped axis, N = 2."""
+    with torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=cfg.precision == "bfloat16"):
+        warped, latents = net.latent_masks(spec.abs())
+        logits = net.logits(latents, query)
+    with torch.no_grad():
+        sources = net.warp(source_spec.abs())
+        target = binary_target(sources, warped)
+        weight = magnitude_weight(warped)
+    audible = batch.present[:, :2].sum() / batch.present[:, :2].numel()
+    mask = torch.sigmoid(logits)
+    return {
+        "bce": weighted_bce(logits[:, :2], target * batch.present[:, :2, None, None], weight),
+        "leak_db": leak_db(mask[:, 2:], warped.square()).mean(),
+        "presence": F.binary_cross_entropy_with_logits(net.presence_logits(warped, logits), batch.present),
+        "error_db": audible * 0,
+    }
+
+
+def alignment_loss(heads: QueryHeads, raw: RawQueries) -> Float[Tensor, ""]:
+    """InfoNCE between text and audio and between text and picture of all queries of a batch."""
+    labels = raw.labels.flatten()
+    scale = heads.log_scale.exp().clamp(max=100)
+    text = heads(raw.features["text"], "text").flatten(0, 1)
+    audio = heads(raw.features["audio"], "audio").flatten(0, 1)
+    image = heads(raw.features["image"], "image").flatten(0, 1)
+    shown = raw.has_image.flatten() > 0
+    return info_nce(text, audio, labels, scale) + info_nce(text, image, labels, scale, shown)
+
+
+def loss_terms(cfg: Config, model: Separator, batch: Mixtures, rng: torch.Generator) -> dict[str, Tensor]:
+    """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``."""
+    frames = cfg.mix.samples // model.hop
+    spec = model.spectrogram(batch.mixture)[..., :frames]
+    source_spec = model.spectrogram(batch.sources)[..., :frames]
+    query = batch.raw.embed(model.heads, unit=model.unit_queries)
+    noise = F.normalize(torch.randn(query.shape, generator=rng), dim=-1) * cfg.query_noise
+    query = query + noise
+    query = F.normalize(query, dim=-1) if model.unit_queries else query
+    if isinstance(model.net, SmallSeparator):
+        terms = small_loss(cfg, model.net, spec, source_spec, batch, query)
+    else:
+        terms = published_loss(cfg, model.net, spec, source_spec, batch, query)
+    terms["align"] = alignment_loss(model.heads, batch.raw)
+    weights = vars(cfg.loss)
+    terms["loss"] = sum((weights[name] * value for name, value in terms.items()), start=torch.zeros(()))
+    return terms
+
+
+def build(cfg: Config, corpus: Corpus) -> Separator:
+    """A fresh separator for a corpus; the published network keeps mixed queries at their own length."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    model = Separator(
+        cfg.network,
+        cfg.network_options,
+        labels=corpus.labels,
+        phrases=[texts[0] for texts in corpus.texts],
+        unit_queries=cfg.network == "small",
+    )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def update(
+    cfg: Config, corpus: Corpus, banks: QueryBanks, model: Separator, optimiser: torch.optim.Optimizer, step: int
+) -> dict[str, float]:
+    """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
+    for group in optimiser.param_groups:
+        group["lr"] = cosine_rate(step, cfg.steps, cfg.warmup, cfg.rate)
+    optimiser.zero_grad(set_to_none=True)
+    sums: dict[str, float] = {}
+    norms = BatchNormMean(model)
+    for micro in range(distributed.rank(), cfg.accumulate, distributed.world_size()):
+        batch = draw(cfg, corpus, banks, step, micro)
+        noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", step, micro))
+        with norms:
+            terms = loss_terms(cfg, model, batch, noise)
+        (terms["loss"] / cfg.accumulate).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / cfg.accumulate
+    norms.finish(cfg.accumulate)
+    distributed.sum_gradients(model.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+    optimiser.step()
+    return {**distributed.sum_values(sums), "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
+
+
+def _decayed(model: Separator, weight_decay: float) -> Iterator[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for norms, gains and biases."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    yield {"params": matrices, "weight_decay": weight_decay}
+    yield {"params": vectors, "weight_decay": 0.0}
+
+
+def train(cfg: Config, run: Run) -> None:
+    """Train from the run's newest checkpoint, or from scratch; a resumed run repeats the uninterrupted one bit for bit."""
+    if cfg.accumulate % distributed.world_size():
+        raise ValueError(f"accumulate is {cfg.accumulate}; take a multiple of {distributed.world_size()} processes")
+    corpus = load_corpus(cfg.corpus, cfg.mix)
+    model = build(cfg, corpus)
+    banks = corpus.query_banks(model.backbones)
+    average = Averager(model, cfg.ema)
+    optimiser = torch.optim.AdamW(list(_decayed(model, cfg.weight_decay)), lr=cfg.rate, betas=(0.9, 0.98))
+    start = 0
+    if run.checkpoints.latest() is not None:
+        state = run.checkpoints.load_latest().state
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = int(state["step"])
+    began = time.monotonic()
+    with run.tracker(resumed_step=start or None) as tracker, GracefulStop() as stop:
+        for step in range(start, cfg.steps):
+            model.train()
+            values = update(cfg, corpus, banks, model, optimiser, step)
+            average.update(model)
+            done = step + 1
+            if done % 50 == 0:
+                seconds = (time.monotonic() - began) / (done - start)
+                tracker.log(done, {**{f"train/{k}": v for k, v in values.items()}, "seconds_per_step": seconds})
+                log.info("step %d of %d: %s", done, cfg.steps, {k: round(v, 3) for k, v in values.items()})
+            last = done == cfg.steps or stop.requested
+            if done % cfg.validate_every == 0 or last:
+                scores = validate(average.model, corpus, cfg.seed)
+                tracker.log(done, {f"val/{k}": v for k, v in scores.items()})
+                log.info("step %d: %s", done, {k: round(v, 2) for k, v in scores.items()})
+                if distributed.is_main():
+                    state = {
+                        "model": model.state_dict(),
+                        "average": average.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "step": done,
+                    }
+                    run.checkpoints.save(done, state, score=scores["si_sdri"])
+            if stop.requested:
+                log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, done)
+                raise KeyboardInterrupt
+    if distributed.is_main():
+        average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})

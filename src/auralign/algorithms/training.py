@@ -1,0 +1,195 @@
+"""What a supervised training loop needs beside its equations: corpus, schedule, averages, validation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from auralign.algorithms.query_banks import QueryBanks, build_banks
+from auralign.data.manifest import read_manifest
+from auralign.data.mixer import MixConfig, Mixer
+from auralign.data.sound_bank import SoundBank
+from auralign.errors import DataError
+from auralign.metrics.sdr import si_sdr
+from auralign.models.query_encoder import Backbones
+from auralign.models.separator import Separator
+from auralign.runtime import distributed
+from auralign.runtime.seed import derive
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus ready for training: decoded clips, classes and their texts and pictures."""
+
+    root: Path
+    mixer: Mixer
+    validation: Mixer
+    labels: list[str]
+    texts: list[list[str]]
+    pictures: list[list[Path]]
+
+    def query_banks(self, backbones: Backbones) -> QueryBanks:
+        """Backbone features of all training queries, cached in the corpus folder."""
+        return build_banks(self.mixer.bank, self.texts, self.pictures, backbones, self.root / ".cache")
+
+
+def load_corpus(root: Path, mix: MixConfig) -> Corpus:
+    """Read a soundbox folder: training and validation clips of the classes that training has.
+
+    Raises:
+        DataError: The folder is not a built corpus.
+    """
+    if not (root / "classes.json").exists():
+        raise DataError(
+            "no corpus is there", where=str(root), hint=f"make it with: auralign data build soundbox --out {root}"
+        )
+    classes: dict[str, dict[str, Any]] = json.loads((root / "classes.json").read_text(encoding="utf-8"))
+    clips = read_manifest(root / "manifest.jsonl")
+    training = [clip for clip in clips if clip.split == "train"]
+    labels = sorted({clip.labels[0] for clip in training})
+    held = [clip for clip in clips if clip.split == "val" and clip.labels[0] in set(labels)]
+    kinds = {label: str(classes[label]["kind"]) for label in labels}
+    confusable = {label: set(classes[label].get("confusable", [])) for label in labels}
+    cache = root / ".cache"
+    plain = replace(
+        mix, samples=65_536, gain_db=0.0, speed=0.0, equaliser_db=0.0, distractor=0.0, single=0.0, tile=1.0
+    )
+    return Corpus(
+        root=root,
+        mixer=Mixer(SoundBank(training, root, cache=cache), labels, kinds, mix, confusable),
+        validation=Mixer(SoundBank(held, root, cache=cache), labels, kinds, plain, confusable),
+        labels=labels,
+        texts=[list(classes[label]["texts"]) for label in labels],
+        pictures=[[root / p for p in classes[label].get("pictures", {}).get("train", [])] for label in labels],
+    )
+
+
+def cosine_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up, then half a cosine down to a hundredth of the peak.
+
+    >>> [round(cosine_rate(s, 100, 10, 1.0), 2) for s in (0, 9, 55, 99)]
+    [0.1, 1.0, 0.5, 0.01]
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Averager:
+    """Exponential moving average of a separator's parameters; buffers are copied.
+
+    Args:
+        model: What to follow.
+        decay: Weight of the past; the first steps use ``(1 + n) / (10 + n)`` where that is smaller.
+    """
+
+    def __init__(self, model: Separator, decay: float) -> None:
+        self.model: Separator = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.count = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: Separator) -> None:
+        """Take one more step into account."""
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        theirs = dict(model.named_parameters())
+        torch._foreach_lerp_(  # type: ignore[attr-defined]
+            [p for _, p in self.model.named_parameters()],
+            [theirs[name] for name, _ in self.model.named_parameters()],
+            1 - decay,
+        )
+        for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(other)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"model": self.model.state_dict(), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.count = int(state["count"])
+
+
+class BatchNormMean:
+    """Running statistics that do not depend on who computed which micro-batch.
+
+    Every micro-batch of a step starts from the same running statistics, and the step ends with the mean of the
+    results, so that accumulation and several processes agree.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        self._before = [b.clone() for b in self._buffers]
+        self._sums = [torch.zeros_like(b) for b in self._buffers]
+
+    def __enter__(self) -> None:
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            buffer.copy_(before)
+
+    def __exit__(self, *error: object) -> None:
+        for buffer, total in zip(self._buffers, self._sums, strict=True):
+            total += buffer
+
+    def finish(self, count: int) -> None:
+        """Leave the mean over all ``count`` micro-batches of all processes in the model."""
+        distributed.sum_tensors(self._sums)
+        for buffer, total in zip(self._buffers, self._sums, strict=True):
+            buffer.copy_(total / count)
+
+
+@contextmanager
+def _evaluation(model: Separator) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was)
+
+
+def validate(model: Separator, corpus: Corpus, seed: int, *, batches: int = 12, size: int = 16) -> dict[str, float]:
+    """Text-query separation of fixed validation mixtures of two sources at equal power.
+
+    Returns:
+        Mean SI-SDR improvement, the share of improved sources, and how well presence tells queried from absent.
+    """
+    improvements: list[Tensor] = []
+    present: list[Tensor] = []
+    absent: list[Tensor] = []
+    with _evaluation(model):
+        phrases = torch.stack([q.vector for q in model.text_queries([texts[0] for texts in corpus.texts])])
+        for number in range(batches):
+            rng = np.random.default_rng(derive(seed, "validation", number))
+            batch = corpus.validation.batch(rng, size)
+            sources = torch.from_numpy(batch.sources)
+            mixture = sources.sum(dim=1)
+            wanted = np.concatenate([batch.labels, batch.absent[:, None]], axis=1)
+            estimate, presence = model.separate_wave(mixture, phrases[torch.from_numpy(wanted)])
+            before = si_sdr(est=mixture[:, None].expand_as(sources), ref=sources)
+            improvements.append(si_sdr(est=estimate[:, :2], ref=sources) - before)
+            present.append(presence[:, :2].flatten())
+            absent.append(presence[:, 2])
+    gain = torch.cat(improvements).flatten()
+    gain = gain[gain.isfinite()]
+    here, gone = torch.cat(present), torch.cat(absent)
+    auc = ((here[:, None] > gone).double() + 0.5 * (here[:, None] == gone).double()).mean()
+    return {
+        "si_sdri": float(gain.mean()),
+        "si_sdri_median": float(gain.median()),
+        "win_rate": float((gain > 0).double().mean()),
+        "presence_auc": float(auc),
+    }

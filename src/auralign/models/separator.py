@@ -1,0 +1,222 @@
+"""A separator, its query heads and what it was trained on, as one object with one version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from auralign.errors import ModelUnavailableError, UsageError
+from auralign.models.omnisep import MaskAnswer, OmniSepNet, SmallSeparator
+from auralign.models.query_encoder import Backbones, QueryHeads, negative_query, query_augment
+
+FORMAT = "auralign-separator-1"
+NETWORKS: dict[str, type[nn.Module]] = {"omnisep": OmniSepNet, "small": SmallSeparator}
+
+
+@dataclass(frozen=True)
+class QueryVector:
+    """A query in the space of one particular encoder version.
+
+    Attributes:
+        vector: One row.
+        space: Fingerprint of the heads that made it.
+    """
+
+    vector: Float[Tensor, "dim"]
+    space: str
+
+
+class Separator(nn.Module):
+    """Network and query heads that were trained together.
+
+    Args:
+        network: ``omnisep`` or ``small``.
+        options: Keyword arguments of the network.
+        labels: Classes seen in training.
+        phrases: Text vectors' wording of the in-domain bank for Query-Aug, one per class.
+        unit_queries: Whether mixed queries are brought back to unit length.
+    """
+
+    rate_hz = 16_000
+    n_fft = 1024
+    hop = 256
+
+    def __init__(
+        self,
+        network: str,
+        options: dict[str, Any],
+        *,
+        labels: Sequence[str] = (),
+        phrases: Sequence[str] = (),
+        unit_queries: bool = True,
+    ) -> None:
+        super().__init__()
+        if network not in NETWORKS:
+            raise UsageError(f"there is no network {network!r}", hint=f"one of {', '.join(NETWORKS)}")
+        self.network, self.options = network, dict(options)
+        self.labels, self.phrases = tuple(labels), tuple(phrases)
+        self.unit_queries = unit_queries
+        self.net = NETWORKS[network](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        self.heads = QueryHeads(dim=int(options.get("query_dim", 256)))
+        self.backbones = Backbones()
+        if isinstance(self.net, SmallSeparator):
+            self.net.share(self.backbones)
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the query heads; vectors of other heads are refused."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.heads.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def text_queries(self, texts: Sequence[str]) -> list[QueryVector]:
+        """Texts as query vectors."""
+        return self._vectors(self.backbones.texts(texts), "text")
+
+    def audio_queries(self, wave: Float[Tensor, "batch time"]) -> list[QueryVector]:
+        """Mono 16-kHz examples as query vectors."""
+        return self._vectors(self.backbones.audio(wave), "audio")
+
+    def image_queries(self, images: Float[Tensor, "batch 3 height width"]) -> list[QueryVector]:
+        """Pictures (or frames of a video) as query vectors."""
+        return self._vectors(self.backbones.images(images), "image")
+
+    def combine(
+        self,
+        wanted: Sequence[QueryVector],
+        unwanted: Sequence[QueryVector] = (),
+        *,
+        strength: float = 0.5,
+        augment: bool = False,
+    ) -> QueryVector:
+        """The mean of several queries, moved away from the mean of the unwanted ones.
+
+        Args:
+            wanted: At least one vector of this model's space.
+            unwanted: What must not be heard.
+            strength: How far the negative query pushes (OmniSep: 0.5).
+            augment: Replace the result by its nearest trained text query (Query-Aug).
+        """
+        if not wanted:
+            raise UsageError("no query is given", hint="say what to listen for")
+        space = self.space
+        for query in (*wanted, *unwanted):
+            if query.space != space:
+                raise UsageError(
+                    "a query was made by another encoder version",
+                    why=f"its space is {query.space}, the separator's is {space}",
+                    hint="encode the query with the model that will use it",
+                )
+        vector = F.normalize(torch.stack([q.vector for q in wanted]).mean(dim=0), dim=-1)
+        if augment:
+            bank = torch.stack([q.vector for q in self.text_queries(self.phrases)])
+            vector = query_augment(vector, bank)[0]
+        if unwanted:
+            against = F.normalize(torch.stack([q.vector for q in unwanted]).mean(dim=0), dim=-1)
+            vector = negative_query(vector, against, strength)
+            vector = F.normalize(vector, dim=-1) if self.unit_queries else vector
+        return QueryVector(vector, space)
+
+    def spectrogram(self, wave: Float[Tensor, "*batch time"]) -> Tensor:
+        """The model's STFT: Hann 1024, hop 256, centred on zeros."""
+        flat = wave.reshape(-1, wave.shape[-1])
+        window = torch.hann_window(self.n_fft, dtype=wave.dtype, device=wave.device)
+        spec = torch.stft(
+            flat, self.n_fft, self.hop, window=window, center=True, pad_mode="constant", return_complex=True
+        )
+        return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
+
+    def forward(self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]) -> MaskAnswer:
+        """Masks of every query over the whole sound in one pass (mono, 16 kHz)."""
+        spec = self.spectrogram(wave)
+        answer: MaskAnswer = self.net.answer(self.net.analyse(spec, wave), query)
+        return answer
+
+    def separate_wave(
+        self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]
+    ) -> tuple[Float[Tensor, "batch query time"], Float[Tensor, "batch query"]]:
+        """Mono 16-kHz estimates with the mixture's phase, and presence probabilities."""
+        spec = self.spectrogram(wave)
+        answer: MaskAnswer = self.net.answer(self.net.analyse(spec, wave), query)
+        masked = answer.mask * spec[:, None]
+        window = torch.hann_window(self.n_fft, dtype=wave.dtype, device=wave.device)
+        flat = masked.reshape(-1, *masked.shape[-2:])
+        out = torch.istft(flat, self.n_fft, self.hop, window=window, center=True, length=wave.shape[-1])
+        return out.reshape(*query.shape[:2], -1), answer.presence
+
+    def _vectors(self, raw: Tensor, modality: Any) -> list[QueryVector]:
+        with torch.no_grad():
+            return [QueryVector(row, self.space) for row in self.heads(raw, modality)]
+
+    def save(self, folder: Path, card: dict[str, Any], *, half: bool = True) -> None:
+        """Write ``model.safetensors`` (float16 unless told otherwise) and ``card.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = torch.float16 if half else torch.float32
+        tensors = {
+            name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        meta = {
+            "format": FORMAT,
+            "network": self.network,
+            "options": json.dumps(self.options),
+            "labels": json.dumps(self.labels),
+            "phrases": json.dumps(self.phrases),
+            "unit_queries": json.dumps(self.unit_queries),
+        }
+        temporary = folder / ".model.safetensors.tmp"
+        save_file(tensors, temporary, metadata=meta)
+        temporary.replace(folder / "model.safetensors")
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        text = json.dumps({**card, "sha256": digest, "format": FORMAT}, indent=2, ensure_ascii=False)
+        (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Separator:
+        """Read what :meth:`save` wrote; the file is checked against its card.
+
+        Raises:
+            ModelUnavailableError: The file is missing, damaged or of another kind.
+        """
+        path = folder / "model.safetensors" if folder.is_dir() else folder
+        try:
+            from safetensors import safe_open
+
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+            tensors = load_file(str(path))
+        except (OSError, SafetensorError) as error:
+            raise ModelUnavailableError(
+                "the model cannot be read", where=str(path), why=str(error), hint="see `auralign models list`"
+            ) from error
+        if meta.get("format") != FORMAT:
+            raise ModelUnavailableError(
+                "the file is not an auralign separator", where=str(path), why=f"its format is {meta.get('format')!r}"
+            )
+        model = cls(
+            meta["network"],
+            json.loads(meta["options"]),
+            labels=json.loads(meta["labels"]),
+            phrases=json.loads(meta["phrases"]),
+            unit_queries=json.loads(meta["unit_queries"]),
+        )
+        try:
+            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        except RuntimeError as error:
+            raise ModelUnavailableError(
+                "the weights do not fit the network", where=str(path), why=str(error).splitlines()[-1].strip()
+            ) from error
+        return model.eval()
