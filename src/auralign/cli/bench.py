@@ -44,7 +44,7 @@ class Case:
 class Options:
     """Which area to time and how often."""
 
-    area: Annotated[Positional[str], arg(metavar="[AREA]")] = ""
+    area: Annotated[Positional[str], arg(metavar="[AREA]", help_behavior_hint="")] = ""
     """Name of an area; without one, the areas are listed."""
 
     repeats: int = 5

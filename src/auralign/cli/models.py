@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
@@ -25,7 +24,7 @@ class List:
 class Download:
     """Fetch weights into the cache, where they are then used without network."""
 
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME [NAME …]")] = ()
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME [NAME …]", help_behavior_hint="")] = ()
     """Names from `auralign models list`."""
 
     all: Flag = False
@@ -39,7 +38,7 @@ class Download:
 class Verify:
     """Check the files in the cache against their recorded hashes."""
 
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME …]")] = ()
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME …]", help_behavior_hint="")] = ()
     """Names; by default everything that is in the cache."""
 
     json: Flag = False
@@ -109,13 +108,6 @@ def _download(options: Download) -> int:
             say(f"auralign: error: {error}")
             worst = max(worst, error.exit_code)
     _print(rows, ["name", "ok", "folder"], as_json=options.json)
-    if (
-        shutil.disk_usage(
-            weights.cache_dir().parent if not weights.cache_dir().exists() else weights.cache_dir()
-        ).free
-        < 1e8
-    ):
-        say("the disk of the cache is nearly full")
     return worst
 
 

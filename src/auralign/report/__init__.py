@@ -1,1 +1,1 @@
-"""TODO."""
+"""Results as one self-contained HTML file: players that switch in sync, spectrograms, scores, curves."""
