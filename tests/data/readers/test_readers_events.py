@@ -60,7 +60,7 @@ def test_vggsound_split_is_chosen_and_the_rest_counted(tmp_path: Path) -> None:
     reading = read_vggsound(vggsound(tmp_path), split="test")
     assert len(reading.clips) == 2
     assert reading.report.skipped == {"split train": 2}
-    with pytest.raises(DataError, match="no split 'dev'.*train, test"):
+    with pytest.raises(DataError, match=r"no split 'dev'.*train, test"):
         read_vggsound(tmp_path, split="dev")
 
 
@@ -100,15 +100,15 @@ def test_wrong_root_says_what_was_expected_and_what_is_there(tmp_path: Path, nam
 @pytest.mark.parametrize("name", sorted(READERS))
 def test_root_that_does_not_exist_suggests_the_nearest(tmp_path: Path, name: str) -> None:
     (tmp_path / "dataset").mkdir()
-    with pytest.raises(DataError, match="did you mean .*dataset"):
+    with pytest.raises(DataError, match=r"did you mean .*dataset"):
         READERS[name](tmp_path / "datasets")
 
 
 def test_root_one_level_too_high_or_low_is_suggested(tmp_path: Path) -> None:
     root = vggsound(tmp_path / "VGGSound")
-    with pytest.raises(DataError, match="To fix: give .*VGGSound, which holds vggsound.csv"):
+    with pytest.raises(DataError, match=r"To fix: give .*VGGSound, which holds vggsound.csv"):
         read_vggsound(tmp_path)
-    with pytest.raises(DataError, match="To fix: give .*VGGSound, which holds vggsound.csv"):
+    with pytest.raises(DataError, match=r"To fix: give .*VGGSound, which holds vggsound.csv"):
         read_vggsound(root / "audio")
 
 
@@ -120,7 +120,7 @@ def test_root_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 def test_all_sounds_missing_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "vggsound.csv", "--0PQM4-hqg,30,waterfall burbling,train\n")
     with pytest.raises(
-        DataError, match="none of the 1 sounds listed by VGGSound is on disk.*--0PQM4-hqg_000030"
+        DataError, match=r"none of the 1 sounds listed by VGGSound is on disk.*--0PQM4-hqg_000030"
     ):
         read_vggsound(tmp_path)
 
@@ -177,7 +177,7 @@ def test_repeated_music_video_names_both_lines(tmp_path: Path) -> None:
 
 def test_malformed_music_id_is_named(tmp_path: Path) -> None:
     write(tmp_path / "MUSIC_solo_videos.json", '{"videos": {"flute": ["short"]}}')
-    with pytest.raises(DataError, match="label 'flute' lists 'short'.*11 characters"):
+    with pytest.raises(DataError, match=r"label 'flute' lists 'short'.*11 characters"):
         read_music(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_bad_json_is_named_by_line_and_column(tmp_path: Path) -> None:
 def test_repeated_json_key_names_both_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"flute": [1],\n "tuba": [2],\n "flute": [3]}')
-    with pytest.raises(DataError, match="'flute' occurs twice.*lines 1, 3"):
+    with pytest.raises(DataError, match=r"'flute' occurs twice.*lines 1, 3"):
         read_json(path)
 
 
