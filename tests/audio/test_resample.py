@@ -80,7 +80,9 @@ def test_same_rate_copies_and_bad_input_is_refused() -> None:
         stream.process(x)
 
 
-@pytest.mark.parametrize(("from_hz", "to_hz"), [(44100, 16000), (48000, 16000), (16000, 44100), (8000, 16000)])
+@pytest.mark.parametrize(
+    ("from_hz", "to_hz"), [(44100, 16000), (48000, 16000), (16000, 44100), (8000, 16000)]
+)
 def test_the_differentiable_resampler_agrees_with_soxr_below_the_cutoff(from_hz: int, to_hz: int) -> None:
     limit = min(from_hz, to_hz) / 2
     rng = np.random.default_rng(0)

@@ -6,16 +6,34 @@ libsndfile shortens the promise to what is there and says nothing; these few fie
 from __future__ import annotations
 
 import os
-from typing import BinaryIO
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """What is asked of a file object: a seekable source of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes, none at the end."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move to a position and return it."""
+
+    def tell(self) -> int:
+        """The position."""
+
+    def close(self) -> None:
+        """Give the file back."""
+
 
 _UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000, 0x80000000)  # what streaming writers leave
 
 
-def missing_bytes(file: BinaryIO) -> int:
+def missing_bytes(file: BinaryFile) -> int:
     """How many bytes of sound the header declares beyond the end of the file; 0 when it is whole or unknown.
 
-    Covers WAV, RIFX, RF64, W64, AIFF, AU and CAF; an Ogg stream without its last page counts as 1. The
-    position in the file is kept.
+    Covers WAV, RIFX, RF64, W64, AIFF, AU, CAF, MP4 and Matroska; an Ogg stream without its last page counts
+    as 1. The position in the file is kept.
     """
     position = file.tell()
     try:
@@ -35,12 +53,16 @@ def missing_bytes(file: BinaryIO) -> int:
             return _caf(file, size)
         if head[:4] == b"OggS":
             return _ogg(file, size)
+        if head[4:8] == b"ftyp":
+            return _mp4(file, size)
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _matroska(file, size)
         return 0
     finally:
         file.seek(position)
 
 
-def _chunks(file: BinaryIO, size: int, start: int, name: bytes, order: str, length_if_ff: int = 0) -> int:
+def _chunks(file: BinaryFile, size: int, start: int, name: bytes, order: str, length_if_ff: int = 0) -> int:
     """Walk 8-byte chunk headers to the chunk called name; its missing bytes."""
     while start + 8 <= size:
         file.seek(start)
@@ -54,14 +76,14 @@ def _chunks(file: BinaryIO, size: int, start: int, name: bytes, order: str, leng
     return 0
 
 
-def _riff(file: BinaryIO, size: int, order: str) -> int:
+def _riff(file: BinaryFile, size: int, order: str) -> int:
     file.seek(12)
     ds64 = file.read(36)
     long_data = int.from_bytes(ds64[16:24], "little") if ds64[:4] == b"ds64" else 0
     return _chunks(file, size, 12, b"data", order, 0 if long_data >= 2**63 else long_data)
 
 
-def _w64(file: BinaryIO, size: int) -> int:
+def _w64(file: BinaryFile, size: int) -> int:
     start = 40
     while start + 24 <= size:
         file.seek(start)
@@ -73,7 +95,7 @@ def _w64(file: BinaryIO, size: int) -> int:
     return 0
 
 
-def _caf(file: BinaryIO, size: int) -> int:
+def _caf(file: BinaryFile, size: int) -> int:
     start = 8
     while start + 12 <= size:
         file.seek(start)
@@ -85,7 +107,7 @@ def _caf(file: BinaryIO, size: int) -> int:
     return 0
 
 
-def _ogg(file: BinaryIO, size: int) -> int:
+def _ogg(file: BinaryFile, size: int) -> int:
     """Every logical stream must end in a page that carries the end-of-stream flag (RFC 3533, section 6)."""
     file.seek(max(0, size - 131072))
     tail = file.read(131072)
@@ -96,3 +118,34 @@ def _ogg(file: BinaryIO, size: int) -> int:
     body = sum(tail[last + 27 : last + 27 + segments])
     whole = last + 27 + segments + body <= len(tail)
     return 0 if whole and tail[last + 5] & 4 else 1
+
+
+def _mp4(file: BinaryFile, size: int) -> int:
+    """Boxes follow one another to the end (ISO/IEC 14496-12, 4.2); length 0 means up to the end."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:
+            return 0
+        start += length
+    return max(0, start - size)
+
+
+def _matroska(file: BinaryFile, size: int) -> int:
+    """The EBML header, then one Segment with its length (RFC 9559); live streams leave it unknown."""
+    start = 0
+    for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        file.seek(start)
+        head = file.read(12)
+        if head[:4] != name or len(head) < 12 or not head[4]:
+            return 0
+        width = 9 - head[4].bit_length()
+        value = int.from_bytes(head[4 : 4 + width], "big") - (1 << 7 * width)
+        if value == (1 << 7 * width) - 1:
+            return 0
+        start += 4 + width + value
+    return max(0, start - size)

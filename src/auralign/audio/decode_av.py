@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from jaxtyping import Float32
 
-from auralign.audio.container import missing_bytes
+from auralign.audio.container import BinaryFile, missing_bytes
 from auralign.audio.reader import AudioInfo, AudioReader, truncated
 from auralign.audio.sound import MAX_CHANNELS, check_rate, to_float32
 from auralign.errors import AudioError
@@ -47,8 +47,6 @@ def demuxer_for(head: bytes, where: str) -> str | None:
     for offset, magic, demuxer in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return demuxer
-    if head[:4] == b"caff" and b"alac" in head:
-        return "caf"  # libsndfile's ALAC decoder corrupts memory on damaged files
     demuxer = _HEADERLESS.get(Path(where).suffix.lower(), "")
     known = head[:4] in (b"RIFF", b"fLaC", b"OggS")
     if demuxer and not known and not _TEXT.issuperset(head):
@@ -74,15 +72,16 @@ class AvReader(AudioReader):
     """The first audio stream of a container, decoded by FFmpeg frame by frame."""
 
     def __init__(
-        self, file: BinaryIO, where: str, demuxer: str, *, owns_file: bool, allow_truncated: bool
+        self, file: BinaryFile, where: str, demuxer: str, *, owns_file: bool, allow_truncated: bool
     ) -> None:
         self._file, self._owns = file, owns_file
         self._container: InputContainer | None = None
         self._failure: Exception | None = None
         try:
             self._av = _require_av(where)
-            if demuxer == "caf" and (missing := missing_bytes(file)) and not allow_truncated:
-                raise truncated(where, f"{missing} bytes of sound are missing at the end")
+            missing = missing_bytes(file)
+            if missing and not allow_truncated:
+                raise truncated(where, f"{missing} bytes are missing at the end")
             try:
                 self._container = self._av.open(file, format=demuxer, metadata_errors="ignore")
             except (self._av.error.FFmpegError, OSError, ValueError, TypeError) as error:
@@ -111,7 +110,7 @@ class AvReader(AudioReader):
         if not 1 <= self._channels <= MAX_CHANNELS:
             raise AudioError(f"the stream has {self._channels} channels", where=where)
         self._expected = 0
-        if stream.duration is not None and stream.time_base is not None and demuxer in ("mov", "matroska"):
+        if stream.duration is not None and stream.time_base is not None and demuxer == "mov":
             self._expected = round(float(stream.duration * stream.time_base) * self._rate_hz)
         codec = stream.codec_context.name.upper()
         return AudioInfo(where, self._rate_hz, self._channels, None, demuxer.upper(), codec)

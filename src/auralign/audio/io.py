@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from io import TextIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 import soundfile
 
+from auralign.audio.container import BinaryFile
 from auralign.audio.decode_av import AvReader, demuxer_for
 from auralign.audio.reader import ArrayReader, AudioInfo, AudioReader, SndfileReader, reason
 from auralign.audio.resample import resample
@@ -47,8 +48,8 @@ def read(
     source: Any,
     *,
     rate_hz: int | None = None,
-    start_s: float = 0.0,
-    duration_s: float | None = None,
+    start_s: float | int = 0.0,
+    duration_s: float | int | None = None,
     allow_truncated: bool = False,
 ) -> Sound:
     """Read a whole sound, or the part from ``start_s`` of at most ``duration_s``, resampled to ``rate_hz``.
@@ -110,7 +111,7 @@ def open_reader(source: Any, *, allow_truncated: bool = False) -> AudioReader:
     )
 
 
-def _open_path(path: Path, where: str) -> BinaryIO:
+def _open_path(path: Path, where: str) -> BinaryFile:
     try:
         if path.is_dir():
             raise AudioError("this is a directory, not a sound file", where=where)
@@ -124,20 +125,20 @@ def _open_path(path: Path, where: str) -> BinaryIO:
         raise AudioError("the file cannot be opened", where=where, why=why) from error
 
 
-def _seekable(source: Any, where: str) -> tuple[BinaryIO, bool]:
+def _seekable(source: Any, where: str) -> tuple[BinaryFile, bool]:
     """A binary, seekable view of a file object: a pipe is spooled to disk."""
     if isinstance(source, TextIOBase):
         raise AudioError("the file object is open as text", where=where, hint="open it with 'rb'")
     seekable = getattr(source, "seekable", None)
     if seekable is None or seekable():
-        return cast(BinaryIO, source), False
+        return cast(BinaryFile, source), False
     spool = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115 - the reader closes it
     shutil.copyfileobj(source, spool)
     spool.seek(0)
-    return cast(BinaryIO, spool), True
+    return cast(BinaryFile, spool), True
 
 
-def _open_file(file: BinaryIO, where: str, *, owns_file: bool, allow: bool) -> AudioReader:
+def _open_file(file: BinaryFile, where: str, *, owns_file: bool, allow: bool) -> AudioReader:
     try:
         start = file.tell()
         head = file.read(64)

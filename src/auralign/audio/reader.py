@@ -6,13 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, final
+from typing import Any, final
 
 import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from auralign.audio.container import missing_bytes
+from auralign.audio.container import BinaryFile, missing_bytes
 from auralign.audio.sound import (
     MAX_CHANNELS,
     Sound,
@@ -161,7 +161,7 @@ def truncated(where: str, why: str) -> AudioError:
 class NamelessFile:
     """A file as libsndfile sees it: content only, no name to guess a format from; I/O errors are kept."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryFile) -> None:
         self.file = file
         self.error: Exception | None = None
 
@@ -185,17 +185,25 @@ class NamelessFile:
         return self.file.tell()
 
 
+class _Forward(soundfile.SoundFile):
+    """A file read onwards; soundfile would seek after every block, which some coders cannot do."""
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
+
+
 @final
 class SndfileReader(AudioReader):
     """Everything libsndfile knows: WAV, W64, RF64, FLAC, OGG, OPUS, MP3, AIFF, AU, CAF and older ones."""
 
-    def __init__(self, file: BinaryIO, where: str, *, owns_file: bool, allow_truncated: bool) -> None:
+    def __init__(self, file: BinaryFile, where: str, *, owns_file: bool, allow_truncated: bool) -> None:
         self._raw, self._owns = NamelessFile(file), owns_file
         self._cut = False
         self._file: soundfile.SoundFile | None = None
         try:
             missing = missing_bytes(file)
-            self._file = soundfile.SoundFile(self._raw)
+            self._file = _Forward(self._raw)
             info = self._describe(self._file, where)
             if missing and not allow_truncated:
                 lacks = f"{missing} bytes of sound are missing at the end"
@@ -236,7 +244,7 @@ class SndfileReader(AudioReader):
                 where=self.info.path,
                 why=str(self._raw.error),
             )
-        return np.ascontiguousarray(block.T)
+        return np.array(block.T, order="C")  # a copy: a short block would keep the whole buffer
 
     def _jump(self, frame: int) -> bool:
         exact = self.info.subtype.startswith(_SEEKABLE_SUBTYPES) and self.info.frames is not None

@@ -47,6 +47,7 @@ _SIXTEEN = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "ADPCM", "GSM", "DPCM"
 _FLOATS = ("FLOAT", "DOUBLE", "FLT", "DBL", "PCM_32", "ALAC_32")
 _BLOCK_SAMPLES = 1 << 16
 _RIFF_LIMIT = 2**32 - 2**16
+_SUBTYPES = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", *_LOSSY.values()}
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,10 @@ class AudioWriter:
 
     def _try_format(self) -> None:
         """Open the format in memory once: an impossible rate or channel count fails before the work."""
+        if self.subtype not in _SUBTYPES:
+            raise UsageError(
+                f"no subtype {self.subtype!r}", where=str(self.path), hint=" ".join(sorted(_SUBTYPES))
+            )
         try:
             with soundfile.SoundFile(
                 io.BytesIO(), "w", self.rate_hz, self.channels, self.subtype, format=self.format
