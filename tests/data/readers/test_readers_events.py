@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from auralign.data.readers import READERS, measure, read_esc50, read_fsd50k, read_music, read_vggsound
+from auralign.data.readers import READERS, read_esc50, read_fsd50k, read_music, read_vggsound
+from auralign.data.readers.measure import measure
 from auralign.errors import DataError
 
 

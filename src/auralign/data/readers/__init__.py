@@ -17,7 +17,6 @@ from auralign.data.readers.clotho import read_clotho
 from auralign.data.readers.dcase24t9 import read_dcase24t9
 from auralign.data.readers.esc50 import read_esc50
 from auralign.data.readers.fsd50k import read_fsd50k
-from auralign.data.readers.measure import measure
 from auralign.data.readers.music import read_music
 from auralign.data.readers.vggsound import read_vggsound
 from auralign.data.readers.wavcaps import read_wavcaps
@@ -51,7 +50,6 @@ __all__ = [
     "YoutubeFiles",
     "YoutubeKey",
     "draw_interferers",
-    "measure",
     "parse_clip_name",
     "read_audiocaps",
     "read_audiosep",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from auralign.errors import DataError
@@ -18,10 +17,19 @@ class Listing:
     """Answers whether files exist, by one listing per folder instead of one question per file."""
 
     def __init__(self) -> None:
-        self.names = lru_cache(maxsize=8192)(self._names)
+        self._names: dict[tuple[str, str], frozenset[str]] = {}
+
+    def _below(self, folder: str, head: str) -> frozenset[str]:
+        """Names in ``folder/head``; a folder is listed only if its parent names it."""
+        names = self._names.get((folder, head))
+        if names is None:
+            parent, _, leaf = head.rpartition("/")
+            there = not head or leaf in self._below(folder, parent)
+            names = self._names[folder, head] = self._list(f"{folder}/{head}") if there else frozenset()
+        return names
 
     @staticmethod
-    def _names(folder: Path) -> frozenset[str]:
+    def _list(folder: str) -> frozenset[str]:
         try:
             return frozenset(entry.name for entry in os.scandir(folder))
         except OSError:
@@ -29,15 +37,18 @@ class Listing:
 
     def holds(self, folder: Path, name: str) -> bool:
         """Whether the folder holds a file of that name; the name may be a relative path."""
-        path = folder / name
-        return path.name in self.names(path.parent)
+        head, _, tail = name.rpartition("/")
+        return tail in self._below(str(folder), head)
 
     def first(self, folders: Iterable[Path], stems: Sequence[str]) -> Path | None:
         """The first of folders × stems × audio suffixes that exists."""
         for folder in folders:
+            place = str(folder)
             for stem in stems:
-                for suffix in AUDIO_SUFFIXES:
-                    if self.holds(folder, stem + suffix):
+                head, _, tail = stem.rpartition("/")
+                names = self._below(place, head)
+                for suffix in AUDIO_SUFFIXES if names else ():
+                    if tail + suffix in names:
                         return folder / (stem + suffix)
         return None
 
@@ -80,10 +91,9 @@ class Rerooter:
             return Path(name)
         for cut in range(max(1, len(parts) - self.least + 1)):
             for folder in self.folders:
-                path = folder.joinpath(*parts[cut:])
-                if self._files.holds(path.parent, path.name):
+                if self._files.holds(folder, "/".join(parts[cut:])):
                     self.rerooted += cut > 0
-                    return path
+                    return folder.joinpath(*parts[cut:])
         return None
 
 
