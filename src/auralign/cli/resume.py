@@ -21,6 +21,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Continues the run from its newest checkpoint, or from the start when it has none yet."""
+    from auralign.runtime.distributed import world
     from auralign.runtime.run import Run
 
     show_log()
@@ -28,4 +29,5 @@ def run(options: Options) -> int:
     algorithm = algorithm_module(opened.algorithm(), where=str(opened.config_path))
     steps = opened.checkpoints.steps()
     say(f"from step {steps[-1]}" if steps else "from the start: there is no checkpoint yet")
-    return train(algorithm, opened.config(algorithm.Config), opened)
+    with world():
+        return train(algorithm, opened.config(algorithm.Config), opened)

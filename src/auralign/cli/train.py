@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import pkgutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,10 +47,15 @@ def run(options: Options) -> int:
     if options.print_config:
         print(config.dump(cfg, algorithm=name), end="")
         return 0
+    from auralign.runtime.distributed import world
     from auralign.runtime.run import Run
 
-    made = Run.create(options.runs, cfg, options.recipe.stem, algorithm=name, folder=options.out)
-    return train(algorithm, cfg, made)
+    with world() as here:
+        made = ""
+        if here.is_first:
+            stem = options.recipe.stem
+            made = str(Run.create(options.runs, cfg, stem, algorithm=name, folder=options.out).path)
+        return train(algorithm, cfg, Run.open(here.gather_json(made)[0]))
 
 
 def algorithm_module(name: str, *, where: str) -> Any:
@@ -73,14 +77,16 @@ def algorithm_module(name: str, *, where: str) -> Any:
 def train(algorithm: Any, cfg: Any, run_folder: Any) -> int:
     """Calls the algorithm's ``train(cfg, run)``, which goes on from the newest checkpoint if there is one."""
     from auralign.report.run_page import write_run_report
+    from auralign.runtime.distributed import is_first
     from auralign.runtime.signals import EXIT_INTERRUPTED, GracefulStop
 
-    say(f"run folder: {run_folder.path}")
+    if is_first():
+        say(f"run folder: {run_folder.path}")
     with GracefulStop() as stop:
         algorithm.train(cfg, run_folder)
-    write_run_report(run_folder.path)
-    print(run_folder.path)
-    if stop.requested:
-        say(f"stopped by {stop.signal_name}; continue with: auralign resume {run_folder.path}")
-        return EXIT_INTERRUPTED
-    return 0
+    if is_first():
+        write_run_report(run_folder.path)
+        print(run_folder.path)
+        if stop.requested:
+            say(f"stopped by {stop.signal_name}; continue with: auralign resume {run_folder.path}")
+    return EXIT_INTERRUPTED if stop.requested else 0
