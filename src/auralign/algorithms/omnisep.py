@@ -52,7 +52,7 @@ from auralign.data.mixer import MixBatch, MixConfig
 from auralign.models.bands import best_band_mask
 from auralign.models.omnisep import OmniSepNet, SmallSeparator
 from auralign.models.query_encoder import QueryHeads, info_nce
-from auralign.models.separator import Separator
+from auralign.models.separator import SeparatorModel
 from auralign.runtime import distributed
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
@@ -245,7 +245,7 @@ def alignment_loss(heads: QueryHeads, raw: RawQueries) -> Float[Tensor, ""]:
     return info_nce(text, audio, labels, scale) + info_nce(text, image, labels, scale, shown)
 
 
-def loss_terms(cfg: Config, model: Separator, batch: Mixtures, rng: torch.Generator) -> dict[str, Tensor]:
+def loss_terms(cfg: Config, model: SeparatorModel, batch: Mixtures, rng: torch.Generator) -> dict[str, Tensor]:
     """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``."""
     frames = cfg.mix.samples // model.hop
     spec = model.spectrogram(batch.mixture)[..., :frames]
@@ -264,10 +264,10 @@ def loss_terms(cfg: Config, model: Separator, batch: Mixtures, rng: torch.Genera
     return terms
 
 
-def build(cfg: Config, corpus: Corpus) -> Separator:
+def build(cfg: Config, corpus: Corpus) -> SeparatorModel:
     """A fresh separator for a corpus; the published network keeps mixed queries at their own length."""
     torch.manual_seed(derive(cfg.seed, "weights"))
-    model = Separator(
+    model = SeparatorModel(
         cfg.network,
         cfg.network_options,
         labels=corpus.labels,
@@ -278,7 +278,7 @@ def build(cfg: Config, corpus: Corpus) -> Separator:
 
 
 def update(
-    cfg: Config, corpus: Corpus, banks: QueryBanks, model: Separator, optimiser: torch.optim.Optimizer, step: int
+    cfg: Config, corpus: Corpus, banks: QueryBanks, model: SeparatorModel, optimiser: torch.optim.Optimizer, step: int
 ) -> dict[str, float]:
     """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
     for group in optimiser.param_groups:
@@ -301,7 +301,7 @@ def update(
     return {**distributed.sum_values(sums), "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
 
 
-def _decayed(model: Separator, weight_decay: float) -> Iterator[dict[str, Any]]:
+def _decayed(model: SeparatorModel, weight_decay: float) -> Iterator[dict[str, Any]]:
     """Weight decay for matrices and kernels, none for norms, gains and biases."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]

@@ -22,7 +22,7 @@ from auralign.data.sound_bank import SoundBank
 from auralign.errors import DataError
 from auralign.metrics.sdr import si_sdr
 from auralign.models.query_encoder import Backbones
-from auralign.models.separator import Separator
+from auralign.models.separator import SeparatorModel
 from auralign.runtime import distributed
 from auralign.runtime.seed import derive
 
@@ -94,12 +94,12 @@ class Averager:
         decay: Weight of the past; the first steps use ``(1 + n) / (10 + n)`` where that is smaller.
     """
 
-    def __init__(self, model: Separator, decay: float) -> None:
-        self.model: Separator = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: SeparatorModel, decay: float) -> None:
+        self.model: SeparatorModel = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.count = decay, 0
 
     @torch.no_grad()
-    def update(self, model: Separator) -> None:
+    def update(self, model: SeparatorModel) -> None:
         """Take one more step into account."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
@@ -151,7 +151,7 @@ class BatchNormMean:
 
 
 @contextmanager
-def _evaluation(model: Separator) -> Iterator[None]:
+def _evaluation(model: SeparatorModel) -> Iterator[None]:
     was = model.training
     model.eval()
     try:
@@ -161,7 +161,7 @@ def _evaluation(model: Separator) -> Iterator[None]:
         model.train(was)
 
 
-def validate(model: Separator, corpus: Corpus, seed: int, *, batches: int = 12, size: int = 16) -> dict[str, float]:
+def validate(model: SeparatorModel, corpus: Corpus, seed: int, *, batches: int = 12, size: int = 16) -> dict[str, float]:
     """Text-query separation of fixed validation mixtures of two sources at equal power.
 
     Returns:

@@ -37,7 +37,7 @@ class QueryVector:
     space: str
 
 
-class Separator(nn.Module):
+class SeparatorModel(nn.Module):
     """Network and query heads that were trained together.
 
     Args:
@@ -185,7 +185,7 @@ class Separator(nn.Module):
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Separator:
+    def load(cls, folder: Path) -> SeparatorModel:
         """Read what :meth:`save` wrote; the file is checked against its card.
 
         Raises:

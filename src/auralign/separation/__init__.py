@@ -1,1 +1,12 @@
-"""TODO."""
+"""Separating recordings: queries, streams, files.
+
+>>> Query(texts=("violin",)).stem
+'violin'
+"""
+
+from auralign.separation.files import SeparateOptions
+from auralign.separation.query import Query
+from auralign.separation.result import FileOutcome, Separation
+from auralign.separation.session import DEFAULT_MODEL, Separator
+
+__all__ = ["DEFAULT_MODEL", "FileOutcome", "Query", "SeparateOptions", "Separation", "Separator"]
