@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,14 +69,15 @@ class FailedItem:
     """Class of the target."""
 
 
+@runtime_checkable
 class BandProjector(Protocol):
-    """Frequency bands: magnitudes to bands, masks back to bins."""
+    """Frequency bands: powers pooled into bands by calling it, masks spread back over the bins."""
 
-    def to_bands(self, magnitude: Tensor) -> Tensor:
-        """``(freq, frame)`` magnitudes to ``(band, frame)``."""
+    def __call__(self, power: Tensor) -> Tensor:
+        """``(freq, frame)`` powers to ``(band, frame)``."""
         ...
 
-    def to_bins(self, mask: Tensor) -> Tensor:
+    def expand(self, mask: Tensor) -> Tensor:
         """``(band, frame)`` mask to ``(freq, frame)``."""
         ...
 
@@ -103,8 +104,8 @@ def oracle_irm(
 ) -> Float32[np.ndarray, " time"]:
     r"""The target through its ideal ratio mask :math:`M = |S_1| / \sum_i |S_i|`, with the mixture's phase.
 
-    With ``bands``, magnitudes are projected to bands before the ratio, the mask back to bins: the oracle of
-    that resolution. An upper bound by convention, not by theorem.
+    With ``bands``, powers are pooled into bands before the ratio and the mask is spread back over the bins:
+    the oracle of that resolution. An upper bound by convention, not by theorem.
 
     Args:
         mixture: The mixture.
@@ -118,11 +119,11 @@ def oracle_irm(
     stft = Stft(n_fft, hop)
     magnitudes = [stft.forward(torch.from_numpy(np.asarray(ref, dtype=np.float64))).abs() for ref in refs]
     if bands is not None:
-        magnitudes = [bands.to_bands(magnitude.float()).double() for magnitude in magnitudes]
+        magnitudes = [bands(magnitude.square().float()).double().sqrt() for magnitude in magnitudes]
     total = torch.stack(magnitudes).sum(0)
     mask = torch.where(total > 0, magnitudes[0] / total.clamp(min=1e-300), 0.0)
     if bands is not None:
-        mask = bands.to_bins(mask.float()).double()
+        mask = bands.expand(mask.float()).double()
     spectrum = stft.forward(torch.from_numpy(np.asarray(mixture, dtype=np.float64)))
     return stft.inverse(spectrum * mask, mixture.shape[-1]).float().numpy()
 

@@ -83,9 +83,9 @@ def _column(values: Values) -> Float64[np.ndarray, " item"]:
     return column
 
 
-def _finite(values: Values) -> Float64[np.ndarray, " item"]:
+def _finite(values: Values) -> Float64[np.ndarray, " kept"]:
     column = _column(values)
-    kept: Float64[np.ndarray, " item"] = column[np.isfinite(column)]
+    kept: Float64[np.ndarray, " kept"] = column[np.isfinite(column)]
     return kept
 
 
