@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from auralign.errors import AuralignError
+from auralign.evaluation import bench_metrics
+from auralign.evaluation.bench_metrics import Work, bench, make_sounds
+
+SMALL = Work(2, 1, 4_000)
+
+
+def test_bench_reports_times_ratio_and_agreement_for_both_peers():
+    entries = bench(sizes=(SMALL,), repeats=1)
+    assert set(entries) == {"bss_eval_vs_mir_eval/2src_1s_4000hz", "bss_eval_vs_fast_bss_eval/2src_1s_4000hz"}
+    for entry in entries.values():
+        assert entry["ratio"] == pytest.approx(entry["peer_s"] / entry["ours_s"])
+        assert entry["max_difference_db"] < 1e-9
+        assert "2 sources, 1 s at 4000 Hz" in str(entry["work"])
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_reason(monkeypatch):
+    def absent(est: np.ndarray, ref: np.ndarray) -> np.ndarray:
+        raise ImportError("no module named peer")
+
+    monkeypatch.setattr(bench_metrics, "PEERS", {"peer": absent})
+    entries = bench(sizes=(SMALL,), repeats=1)
+    assert entries["bss_eval_vs_peer/2src_1s_4000hz"]["skipped"] == "not installed: no module named peer"
+
+
+def test_a_disagreement_is_an_error_not_a_ratio(monkeypatch):
+    monkeypatch.setattr(
+        bench_metrics, "PEERS", {"peer": lambda est, ref: bench_metrics._ours(est, ref) + 1e-6}
+    )
+    with pytest.raises(AuralignError, match="differs from peer"):
+        bench(sizes=(SMALL,), repeats=1)
+
+
+def test_the_work_is_the_same_every_time():
+    for first, second in zip(make_sounds(SMALL), make_sounds(SMALL), strict=True):
+        assert first.dtype == np.float32
+        np.testing.assert_array_equal(first, second)
