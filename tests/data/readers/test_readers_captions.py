@@ -172,9 +172,21 @@ def test_clotho_metadata_is_read_in_both_encodings_and_delimiters(
     tmp_path: Path, delimiter: str, encoding: str
 ) -> None:
     first, second = read_clotho(clotho(tmp_path, delimiter=delimiter, encoding=encoding)).clips
-    assert (first.id, first.captions) == (ODD.removesuffix(".wav"), ("a", "b", "c, d", "e", "f"))
+    assert (first.id, first.captions) == (
+        "development/" + ODD.removesuffix(".wav"),
+        ("a", "b", "c, d", "e", "f"),
+    )
     assert (first.labels, first.source) == (("café", "crowd"), ODD.removesuffix(".wav"))
     assert (second.labels, second.source, second.license) == (("motor",), "1234", "http://cc/by/4.0/")
+
+
+def test_clotho_names_with_spaces_around_them_and_in_two_splits(tmp_path: Path) -> None:
+    for part in ("development", "evaluation"):
+        write(tmp_path / f"clotho_captions_{part}.csv", CAPTIONS + " e ieio ieai.wav,1,2,3,4,5\n")
+        tone(tmp_path / part / " e ieio ieai.wav")
+    reading = read_clotho(tmp_path)
+    assert [clip.id for clip in reading.clips] == ["development/e ieio ieai", "evaluation/e ieio ieai"]
+    assert [Path(clip.audio).name for clip in reading.clips] == [" e ieio ieai.wav"] * 2
 
 
 def test_clotho_in_the_layout_of_aac_datasets(tmp_path: Path) -> None:

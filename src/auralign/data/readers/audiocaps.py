@@ -13,8 +13,14 @@ from auralign.data.readers.youtube import YoutubeFiles, YoutubeKey, parse_clip_n
 from auralign.errors import DataError
 
 _SPLITS = ("train", "val", "test")
-_LISTS = ("{0}.csv", "dataset/{0}.csv", "csv_files_v1/{0}.csv", "csv_files_v2/{0}.csv", "csv_files/{0}.csv")
-_LISTS += ("dataset2.0/{0}.csv",)
+_LISTS = (
+    "{0}.csv",
+    "dataset/{0}.csv",
+    "csv_files_v1/{0}.csv",
+    "csv_files_v2/{0}.csv",
+    "csv_files/{0}.csv",
+    "dataset2.0/{0}.csv",
+)
 _PLACES = ("", "AUDIOCAPS/", "AudioCaps/", "audiocaps/")
 _AUDIO = ("{0}", "audio/{0}", "audio", "wavs/{0}", "wavs", "waveforms/{0}", "waveforms", "data/{0}", ".")
 _LICENCE = "captions: academic use"

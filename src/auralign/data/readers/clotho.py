@@ -27,9 +27,10 @@ _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 def read_clotho(root: Path, *, split: str | None = None) -> Reading:
     """Read ``clotho_captions_<split>.csv``, ``clotho_metadata_<split>.csv`` and the sounds.
 
-    File names are free text with spaces, commas and accents. The metadata is ISO-8859-1 (UTF-8 is tried
-    first), comma- or semicolon-delimited, its keywords are joined by ``;`` and become labels, ``sound_id``
-    may be "Not found". Rows of metadata without captions are counted, not read.
+    File names are free text with spaces (also leading ones), commas and accents, and repeat between splits;
+    clip ids are ``<split>/<name>``. The metadata is ISO-8859-1 (UTF-8 is tried first), comma- or
+    semicolon-delimited, its keywords are joined by ``;`` and become labels, ``sound_id`` may be "Not found".
+    Clips without metadata are counted in a note.
 
     Args:
         root: Folder of the data set.
@@ -56,7 +57,8 @@ def read_clotho(root: Path, *, split: str | None = None) -> Reading:
 
 
 def _split(out: Collector, part: str, path: Path) -> None:
-    rows = read_rows(path, required=("file_name", *_CAPTIONS), encodings=("utf-8-sig", "iso-8859-1"))
+    required = ("file_name", *_CAPTIONS)
+    rows = read_rows(path, required=required, encodings=("utf-8-sig", "iso-8859-1"), trim=False)
     about = _metadata(out, path.with_name(f"clotho_metadata_{part}.csv"))
     folders, files = find_folders(out.root, [name.format(part) for name in _AUDIO]), Listing()
     described = 0
@@ -66,25 +68,33 @@ def _split(out: Collector, part: str, path: Path) -> None:
         captions = tuple(row.text(column) for column in _CAPTIONS)
         extra = about.get(name)
         described += extra is not None
-        folder = next((folder for folder in folders if "/" not in name and files.holds(folder, name)), None)
-        if folder is None:
-            out.miss(name, row.where, f"{name} in {', '.join(map(str, folders))}")
+        found = _find(files, folders, (row.exact("file_name"), name))
+        if found is None:
+            out.miss(f"{part}/{name}", row.where, f"{name!r} in {', '.join(map(str, folders))}")
             continue
-        out.clip(_clip(folder / name, part, captions, extra))
+        out.clip(_clip(found, part, captions, extra))
     if about and described < len(rows):
         out.note(f"{part}: {len(rows) - described} of {len(rows)} clips have no metadata")
+
+
+def _find(files: Listing, folders: list[Path], names: tuple[str, ...]) -> Path | None:
+    for folder in folders:
+        for name in names:
+            if "/" not in name and files.holds(folder, name):
+                return folder / name
+    return None
 
 
 def _clip(path: Path, part: str, captions: tuple[str, ...], about: Row | None) -> Clip:
     keywords = about["keywords"].split(";") if about is not None else []
     sound = about["sound_id"] if about is not None and "sound_id" in about else ""
     return Clip(
-        path.stem,
+        f"{part}/{path.stem.strip()}",
         str(path),
         captions=captions,
         labels=tuple(word.strip() for word in keywords if word.strip()),
         split=part,
-        source=sound if sound.isdigit() else path.stem,
+        source=sound if sound.isdigit() else path.stem.strip(),
         license=about["license"] if about is not None and "license" in about else "",
         dataset="clotho",
     )

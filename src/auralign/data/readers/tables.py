@@ -49,8 +49,12 @@ class Row:
             cell.strip() for name, cell in zip(self.columns, self.cells, strict=False) if name == column
         )
 
+    def exact(self, column: str) -> str:
+        """A value with the spaces around it."""
+        return self.cells[self.columns.index(column)]
+
     def text(self, column: str) -> str:
-        """A value that must not be empty."""
+        """A value that must not be empty, without the spaces around it."""
         value = self[column]
         if not value:
             raise self.bad(column, "the cell is empty", hint="fill it in or remove the row")
@@ -112,9 +116,9 @@ def read_text(path: Path, *, encodings: Sequence[str] = ("utf-8-sig",)) -> str:
     )
 
 
-def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, text: str, delimiter: str, trim: bool) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=trim, strict=True
     )
     start = 1
     while True:
@@ -142,6 +146,7 @@ def read_rows(
     encodings: Sequence[str] = ("utf-8-sig",),
     least: int | None = None,
     comments: str = "",
+    trim: bool = True,
 ) -> list[Row]:
     """The rows of a delimited table, without its blank lines.
 
@@ -149,10 +154,11 @@ def read_rows(
         path: File.
         columns: Names of the columns of a table without header.
         required: Columns that the header must name; the table then has a header. Further ones are kept.
-        delimiter: One character between cells; spaces after it are ignored.
+        delimiter: One character between cells.
         encodings: Encodings to try, in order; a byte-order mark is dropped.
         least: Cells that a row of a header-less table needs; all of ``columns`` if not given.
         comments: Lines that start with this are left out; empty: there are no comments.
+        trim: Spaces after a delimiter are no part of the cell.
 
     Raises:
         DataError: If a row has a wrong number of cells, a quote is not closed, or the header lacks a column.
@@ -161,7 +167,7 @@ def read_rows(
     text = read_text(path, encodings=encodings)
     if comments:
         text = re.sub(rf"^{re.escape(comments)}.*$", "", text, flags=re.MULTILINE)
-    for line, cells in _records(path, text, delimiter):
+    for line, cells in _records(path, text, delimiter, trim):
         if not any(cell.strip() for cell in cells):
             continue
         if not names:
