@@ -167,13 +167,10 @@ def test_a_failing_judge_leaves_the_other_scores_standing():
 
 def test_a_class_the_judge_does_not_know_has_no_rank():
     judge = Judge(spectrum_judge, prototypes())
-    row = evaluate_separation(halves, [item("a", label="bell")], preset=preset("audiosep"), judge=judge).rows[
-        0
-    ]
+    bell = item("a", label="bell")
+    row = evaluate_separation(halves, [bell], preset=preset("audiosep"), judge=judge).rows[0]
     assert math.isnan(float(row["judge_rank"]))
-    assert "the judge has no class 'bell' (judge_rank, judge_top1)" in str(
-        row["reason"]
-    ) or "no class 'bell'" in str(row["reason"])
+    assert "the judge has no class 'bell'" in str(row["reason"])
 
 
 def test_oracle_is_the_ratio_mask_written_out():

@@ -52,6 +52,8 @@ def test_a_silent_output_does_not_win_and_an_unscorable_item_does_not_count():
     }
     more = Table([*scores.rows, unscorable, absent], ("si_sdri",))
     assert more.win_rate("si_sdri") == 0.5
+    crashed = {"id": "e", "system": "model", "si_sdri": math.nan, "reason": "RuntimeError: silent reference"}
+    assert Table([*scores.rows, crashed], ("si_sdri",)).win_rate("si_sdri") == 0.4
 
 
 def test_the_same_id_twice_is_an_error_but_two_systems_share_ids():
@@ -149,7 +151,7 @@ def test_unknown_suffix_and_damaged_files_are_clear_errors(tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError, match="cannot be read as a table"):
             Table.read(tmp_path / "bad.json")
-    with pytest.raises(DataError, match="missing.json"):
+    with pytest.raises(DataError, match=r"missing\.json"):
         Table.read(tmp_path / "missing.json")
 
 

@@ -252,7 +252,7 @@ def _level_change(target: Wave, mixture: Wave) -> MetricResult:
     """Level of the output against the mixture in dB; −150 dB for silence."""
     out, whole = (float(np.square(np.asarray(x, dtype=np.float64)).sum()) for x in (target, mixture))
     if not math.isfinite(out) or not math.isfinite(whole) or whole == 0:
-        return MetricResult(math.nan, "no level: silent mixture, or samples that are not finite")
+        return MetricResult(math.nan, "no level: the mixture is silent or samples are not finite")
     ratio = 10 * math.log10(out / whole) if out > 0 else -CLAMP_DB
     return MetricResult(min(max(ratio, -CLAMP_DB), CLAMP_DB))
 

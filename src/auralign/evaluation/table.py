@@ -128,8 +128,7 @@ class Table:
         values = [
             _number(row.get(metric))
             for row in self.rows
-            if row.get("present") is not False
-            and not any(text in str(row.get("reason")) for text in _ITEM_SIDE)
+            if row.get("present") is not False and not _item_is_unscorable(row)
         ]
         lost = -1.0
         return statistics.win_rate([value if math.isfinite(value) else lost for value in values])
@@ -267,6 +266,12 @@ def compare(
 
 def _number(cell: Cell) -> float:
     return float(cell) if isinstance(cell, int | float) else math.nan
+
+
+def _item_is_unscorable(row: Row) -> bool:
+    """True when the item itself, not the output, is what cannot be scored."""
+    parts = str(row.get("reason", "")).split("; ")
+    return any(part.split(" (")[0] in _ITEM_SIDE for part in parts)
 
 
 def _null(value: Cell) -> Cell:
