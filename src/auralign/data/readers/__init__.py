@@ -6,7 +6,6 @@ Every reader has the form ``read(root, *, split=None, …) -> Reading``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MappingProxyType
 
 from auralign.data.clip import Clip
 from auralign.data.readers.audiocaps import read_audiocaps, read_bisep_audiocaps, read_phrases
@@ -22,21 +21,19 @@ from auralign.data.readers.vggsound import read_vggsound
 from auralign.data.readers.wavcaps import read_wavcaps
 from auralign.data.readers.youtube import YoutubeFiles, YoutubeKey, parse_clip_name
 
-READERS: MappingProxyType[str, Callable[..., Reading]] = MappingProxyType(
-    {
-        "audiocaps": read_audiocaps,
-        "audiosep": read_audiosep,
-        "bisep-audiocaps": read_bisep_audiocaps,
-        "clipsep": read_clipsep,
-        "clotho": read_clotho,
-        "dcase24t9": read_dcase24t9,
-        "esc50": read_esc50,
-        "fsd50k": read_fsd50k,
-        "music": read_music,
-        "vggsound": read_vggsound,
-        "wavcaps": read_wavcaps,
-    }
-)
+READERS: dict[str, Callable[..., Reading]] = {
+    "audiocaps": read_audiocaps,
+    "audiosep": read_audiosep,
+    "bisep-audiocaps": read_bisep_audiocaps,
+    "clipsep": read_clipsep,
+    "clotho": read_clotho,
+    "dcase24t9": read_dcase24t9,
+    "esc50": read_esc50,
+    "fsd50k": read_fsd50k,
+    "music": read_music,
+    "vggsound": read_vggsound,
+    "wavcaps": read_wavcaps,
+}
 """Readers by the name that ``auralign data check`` takes."""
 
 __all__ = [
