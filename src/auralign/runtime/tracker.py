@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -26,6 +26,7 @@ Scalar = float | int | str | bool | None
 _PEAK_LIMIT = 1.0 - 2.0**-15
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """Another place that gets the same numbers and sounds."""
 
