@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 import zipfile
 from pathlib import Path
 
@@ -256,6 +257,31 @@ def test_a_users_missing_or_foreign_or_broken_file_is_an_error(tmp_path):
     broken.write_bytes(b"\x00" * 5)
     with pytest.raises(ModelUnavailableError, match="cannot be read"):
         weights.tensors(str(broken))
+
+
+def test_a_hub_id_is_fetched_without_pickles_and_offline_is_obeyed(tmp_path, monkeypatch):
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append((name, options))
+        if name == "some/missing":
+            raise OSError("404 for some/missing")
+        return str(tmp_path)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert weights.path("hub:some/model", offline=True) == tmp_path
+    name, options = asked[0]
+    assert name == "some/model"
+    assert options["local_files_only"] is True
+    assert not any(p.endswith((".bin", ".pt", ".pth")) for p in options["allow_patterns"])
+    with pytest.raises(ModelUnavailableError, match="404"):
+        weights.path("hub:some/missing")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelUnavailableError, match=r"auralign\[clap\]"):
+        weights.path("hub:some/model")
 
 
 def test_models_in_the_package_appear_in_the_registry(tmp_path, monkeypatch):

