@@ -98,10 +98,10 @@ def _build(options: Build) -> int:
         raise UsageError(
             f"there is no recipe for a corpus {options.name!r}", hint="auralign data build soundbox"
         )
-    from auralign.data import soundbox
+    from auralign.data.soundbox import build
 
     with Progress() as progress:
-        card = soundbox.build(options.out, packages=options.packages, on_progress=progress)
+        card = build(options.out, packages=options.packages, on_progress=progress)
     if options.json:
         print_json(card)
     else:

@@ -90,7 +90,8 @@ def run(options: Options) -> int:
         if options.out == STDIN:
             return _to_stdout(options, files)
         outcomes = _separate(options, files, Path(options.out))
-    return _tell(options, outcomes)
+        page = _report(options, outcomes)
+    return _tell(options, outcomes, page)
 
 
 def _check(options: Options, paths: list[str]) -> None:
@@ -137,7 +138,6 @@ def _separate(options: Options, files: list[str], out: Path) -> list[Any]:
         name=options.name,
         overwrite=options.overwrite,
         dry_run=options.dry_run,
-        report=options.report,
     )
     separator = Separator.load(options.model, device=options.device)
     with Progress(quiet=options.quiet) as progress:
@@ -153,7 +153,7 @@ def _to_stdout(options: Options, files: list[str]) -> int:
         wav = dataclasses.replace(options, format="wav", name="{stem}.{ext}")
         (outcome,) = _separate(wav, files, Path(folder))
         if not outcome.ok:
-            return _tell(options, [outcome])
+            return _tell(options, [outcome], None)
         target = next(Path(path) for path in outcome.outputs if Path(path).stem != "residual")
         with target.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
@@ -161,7 +161,16 @@ def _to_stdout(options: Options, files: list[str]) -> int:
     return 0
 
 
-def _tell(options: Options, outcomes: list[Any]) -> int:
+def _report(options: Options, outcomes: list[Any]) -> Path | None:
+    """The page of everything in the folder, written while a piped-in recording is still there."""
+    if not options.report or options.dry_run or not any(outcome.ok for outcome in outcomes):
+        return None
+    from auralign.report.folder import write_folder_report
+
+    return write_folder_report(options.out)
+
+
+def _tell(options: Options, outcomes: list[Any], page: Path | None) -> int:
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if options.json:
         print_json(
@@ -170,6 +179,8 @@ def _tell(options: Options, outcomes: list[Any]) -> int:
                     "input": str(one.input),
                     "ok": one.ok,
                     "outputs": [str(path) for path in one.outputs],
+                    "presence": one.presence,
+                    "note": one.note,
                     "error": str(one.error) if one.error else None,
                 }
                 for one in outcomes
@@ -179,6 +190,11 @@ def _tell(options: Options, outcomes: list[Any]) -> int:
         for outcome in outcomes:
             for path in outcome.outputs:
                 print(path)
+        if page is not None:
+            print(page)
+    for outcome in outcomes:
+        if outcome.note and not options.quiet:
+            say(f"{outcome.input}: {outcome.note}")
     for outcome in failed:
         say(f"auralign: failed: {outcome.error}")
     if failed:

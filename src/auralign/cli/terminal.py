@@ -69,7 +69,7 @@ class Progress:
         self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("", total=None)
 
-    def __call__(self, done: float, total: float, stage: str) -> None:
+    def __call__(self, done: int | float, total: int | float, stage: str) -> None:
         """Shows how far the work is."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, description=stage)

@@ -75,7 +75,10 @@ def algorithm_module(name: str, *, where: str) -> Any:
 
 
 def train(algorithm: Any, cfg: Any, run_folder: Any) -> int:
-    """Calls the algorithm's ``train(cfg, run)``, which goes on from the newest checkpoint if there is one."""
+    """Calls the algorithm's ``train(cfg, run)``, which goes on from the newest checkpoint if there is one.
+
+    The algorithm answers a request to stop with a checkpoint and either returns or raises KeyboardInterrupt.
+    """
     from auralign.report.run_page import write_run_report
     from auralign.runtime.distributed import is_first
     from auralign.runtime.signals import EXIT_INTERRUPTED, GracefulStop
@@ -83,7 +86,10 @@ def train(algorithm: Any, cfg: Any, run_folder: Any) -> int:
     if is_first():
         say(f"run folder: {run_folder.path}")
     with GracefulStop() as stop:
-        algorithm.train(cfg, run_folder)
+        try:
+            algorithm.train(cfg, run_folder)
+        except KeyboardInterrupt:
+            stop.request(stop.signal_name or "interrupt")
     if is_first():
         write_run_report(run_folder.path)
         print(run_folder.path)

@@ -23,7 +23,7 @@ from auralign.report.run_page import write_run_report
 from auralign.report.table_page import write_table_report
 
 MANIFEST = "manifest.json"
-_SHOWN_APART = ("input", "stems", "scores", "note", "items", "name")
+_SHOWN_APART = ("input", "stems", "scores", "note", "items", "name", "presence", "presence_timeline")
 
 
 def write_folder_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -45,12 +45,12 @@ def write_folder_report(folder: str | Path, out: str | Path | None = None) -> Pa
 
 
 def manifest_items(root: Path) -> list[ReportItem]:
-    """Everything that the manifests in and right below a folder list.
+    """Everything that the manifests in and below a folder list.
 
     Raises:
         UsageError: There is no manifest.
     """
-    paths = [path for path in (root / MANIFEST, *sorted(root.glob(f"*/{MANIFEST}"))) if path.is_file()]
+    paths = sorted(path for path in root.rglob(f"*{MANIFEST}") if not path.name.startswith("."))
     items = []
     for path in paths:
         manifest = _read_json(path)

@@ -44,7 +44,9 @@ def write_run_report(run_path: str | Path, out: str | Path | None = None, *, lim
             facts(_environment(run.path / "env.json"), summary="Environment"),
         )
 
-    return write_page(out or run.report_path, f"Training run {run.path.name}", "", sections(), scripts=("player.js",))
+    return write_page(
+        out or run.report_path, f"Training run {run.path.name}", "", sections(), scripts=("player.js",)
+    )
 
 
 def sample_items(folder: Path) -> list[ReportItem]:
