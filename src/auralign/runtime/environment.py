@@ -47,11 +47,9 @@ def snapshot() -> dict[str, Any]:
     """Everything for ``env.json``: program, commit, packages, machine, devices, arguments."""
     import torch
 
-    from auralign import __version__
-
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "auralign": __version__,
+        "auralign": versions(("auralign",))["auralign"],
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
