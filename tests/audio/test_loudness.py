@@ -52,6 +52,13 @@ def test_ebu_3341_gating(levels: list[tuple[float, float]]) -> None:
     assert integrated_loudness(wave, 8000) == pytest.approx(-23, abs=0.1)
 
 
+def test_the_fourth_of_five_channels_is_a_surround_one() -> None:
+    x = np.zeros((5, 48000), np.float32)
+    x[3] = sine(-20, 1, 48000)[0]
+    front = integrated_loudness(x[[3, 0]], 48000)
+    assert integrated_loudness(x, 48000) - front == pytest.approx(10 * math.log10(1.41), abs=0.01)
+
+
 def test_surround_channels_weigh_more_and_lfe_nothing() -> None:
     silent = np.zeros((6, 48000), np.float32)
     tone = sine(-20, 1, 48000, channels=1)[0]
@@ -88,6 +95,7 @@ def test_blocks_of_any_size_read_the_same() -> None:
 
 def test_silence_short_sounds_and_low_rates_are_defined() -> None:
     assert integrated_loudness(np.zeros((2, 48000)), 48000) == -math.inf
+    assert integrated_loudness(sine(-75, 1, 48000), 48000) == -math.inf  # below the absolute gate
     assert math.isnan(integrated_loudness(np.ones((1, 100)), 48000))
     with pytest.raises(AudioError, match="1000 Hz"):
         LoudnessMeter(1000, 1)

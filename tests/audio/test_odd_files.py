@@ -228,7 +228,8 @@ def test_five_hundred_odd_files_are_read_right_or_refused_by_name(cases: list[Ca
 
 @pytest.mark.parametrize("file_format", CHECKED_TRUNCATION)
 def test_a_file_cut_anywhere_is_never_taken_for_whole(file_format: str, tmp_path: Path) -> None:
-    data = encoded(clip(9000, 2), 16000, file_format, soundfile.default_subtype(file_format))
+    samples = np.tile(clip(9000, 2), (8 if file_format == "OGG" else 1, 1))  # of several pages
+    data = encoded(samples, 16000, file_format, soundfile.default_subtype(file_format))
     assert data is not None
     last = 0.7 if file_format == "MP3" else 1 - 1 / len(data)  # the last MP3 frames may be padding
     for cut in np.linspace(1, last * len(data), 25).astype(int):

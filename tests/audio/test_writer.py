@@ -194,6 +194,13 @@ def test_stems_closed_together_share_one_gain_and_still_add_up(tmp_path: Path) -
     assert np.abs(total - mixture * 10 ** (results[0].gain_db / 20)).max() < 1e-6
 
 
+def test_quantise_rounds_to_the_nearest_step() -> None:
+    x = np.linspace(-0.99, 0.99, 4001, dtype=np.float32)[:, None]
+    error = quantise(x, "PCM_16") / 2.0**15 - x
+    assert np.abs(error).max() <= 2.0**-16
+    assert abs(error.mean()) < 2.0**-20
+
+
 def test_quantise_never_wraps() -> None:
     x = np.array([[-3.0], [-1.0], [0.99999], [1.0], [3.0]], np.float32)
     assert quantise(x, "PCM_16").ravel().tolist() == [-32768, -32768, 32767, 32767, 32767]
