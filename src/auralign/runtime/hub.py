@@ -1,4 +1,4 @@
-"""Checkpoints by hub id, only where the user writes ``hub:owner/model``: safetensors and texts, never pickles."""
+"""Checkpoints of the form ``hub:owner/model``, where the user writes so: safetensors and texts, never pickles."""
 
 from __future__ import annotations
 
