@@ -28,6 +28,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -47,16 +48,18 @@ from auralign.algorithms.omnisep_loss import (
     weighted_bce,
 )
 from auralign.algorithms.query_banks import QueryBanks, RawQueries, draw_queries
-from auralign.algorithms.training import Averager, BatchNormMean, Corpus, cosine_rate, load_corpus, validate
+from auralign.algorithms.training import Averager, BatchNormMean, Corpus, cosine_rate, load_corpus, validate, write_samples
 from auralign.data.mixer import MixBatch, MixConfig
+from auralign.errors import UsageError
 from auralign.models.bands import best_band_mask
 from auralign.models.omnisep import OmniSepNet, SmallSeparator
 from auralign.models.query_encoder import QueryHeads, info_nce
 from auralign.models.separator import SeparatorModel
-from auralign.runtime import distributed
+from auralign.runtime.distributed import World, world
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
 from auralign.runtime.signals import GracefulStop
+from auralign.runtime.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -278,7 +281,13 @@ def build(cfg: Config, corpus: Corpus) -> SeparatorModel:
 
 
 def update(
-    cfg: Config, corpus: Corpus, banks: QueryBanks, model: SeparatorModel, optimiser: torch.optim.Optimizer, step: int
+    cfg: Config,
+    corpus: Corpus,
+    banks: QueryBanks,
+    model: SeparatorModel,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    here: World,
 ) -> dict[str, float]:
     """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
     for group in optimiser.param_groups:
@@ -286,7 +295,7 @@ def update(
     optimiser.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     norms = BatchNormMean(model)
-    for micro in range(distributed.rank(), cfg.accumulate, distributed.world_size()):
+    for micro in here.share(cfg.accumulate):
         batch = draw(cfg, corpus, banks, step, micro)
         noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", step, micro))
         with norms:
@@ -294,11 +303,14 @@ def update(
         (terms["loss"] / cfg.accumulate).backward()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / cfg.accumulate
-    norms.finish(cfg.accumulate)
-    distributed.sum_gradients(model.parameters())
+    norms.finish(cfg.accumulate, here)
+    for parameter in model.parameters():
+        if here.size > 1 and parameter.grad is not None:
+            parameter.grad = here.mean(parameter.grad) * here.size
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
     optimiser.step()
-    return {**distributed.sum_values(sums), "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
+    totals = {name: float(here.mean(torch.tensor(value))) * here.size for name, value in sums.items()}
+    return {**totals, "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
 
 
 def _decayed(model: SeparatorModel, weight_decay: float) -> Iterator[dict[str, Any]]:
@@ -309,48 +321,89 @@ def _decayed(model: SeparatorModel, weight_decay: float) -> Iterator[dict[str, A
     yield {"params": vectors, "weight_decay": 0.0}
 
 
+@dataclass
+class _State:
+    """What a checkpoint holds."""
+
+    model: SeparatorModel
+    average: Averager
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+    def restore(self, run: Run) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if run.checkpoints.latest() is None:
+            return
+        state = run.checkpoints.load_latest().state
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = int(state["step"])
+
+    def save(self, run: Run, score: float) -> None:
+        """Write a checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+        }
+        run.checkpoints.save(self.step, state, score=score)
+
+
 def train(cfg: Config, run: Run) -> None:
-    """Train from the run's newest checkpoint, or from scratch; a resumed run repeats the uninterrupted one bit for bit."""
-    if cfg.accumulate % distributed.world_size():
-        raise ValueError(f"accumulate is {cfg.accumulate}; take a multiple of {distributed.world_size()} processes")
+    """Train from the run's newest checkpoint, or from scratch; a resumed run repeats the uninterrupted one bit for bit.
+
+    Raises:
+        UsageError: The micro-batches cannot be shared equally by the processes.
+        KeyboardInterrupt: The run was asked to stop; its checkpoint is written.
+    """
     corpus = load_corpus(cfg.corpus, cfg.mix)
     model = build(cfg, corpus)
     banks = corpus.query_banks(model.backbones)
-    average = Averager(model, cfg.ema)
     optimiser = torch.optim.AdamW(list(_decayed(model, cfg.weight_decay)), lr=cfg.rate, betas=(0.9, 0.98))
-    start = 0
-    if run.checkpoints.latest() is not None:
-        state = run.checkpoints.load_latest().state
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = int(state["step"])
+    state = _State(model, Averager(model, cfg.ema), optimiser)
+    state.restore(run)
+    with world() as here, GracefulStop() as stop:
+        if cfg.accumulate % here.size:
+            raise UsageError(
+                f"accumulate is {cfg.accumulate} for {here.size} processes", hint="take a multiple of their number"
+            )
+        with run.tracker(resumed_step=state.step or None) if here.is_first else nullcontext() as tracker:
+            while state.step < cfg.steps and not stop.requested:
+                _step(cfg, corpus, banks, state, here, tracker, run, stop)
+    if stop.requested:
+        log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, state.step)
+        raise KeyboardInterrupt
+    if here.is_first:
+        state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
+
+
+def _step(
+    cfg: Config,
+    corpus: Corpus,
+    banks: QueryBanks,
+    state: _State,
+    here: World,
+    tracker: Tracker | None,
+    run: Run,
+    stop: GracefulStop,
+) -> None:
+    """One update; every so often numbers, validation, sounds and a checkpoint."""
     began = time.monotonic()
-    with run.tracker(resumed_step=start or None) as tracker, GracefulStop() as stop:
-        for step in range(start, cfg.steps):
-            model.train()
-            values = update(cfg, corpus, banks, model, optimiser, step)
-            average.update(model)
-            done = step + 1
-            if done % 50 == 0:
-                seconds = (time.monotonic() - began) / (done - start)
-                tracker.log(done, {**{f"train/{k}": v for k, v in values.items()}, "seconds_per_step": seconds})
-                log.info("step %d of %d: %s", done, cfg.steps, {k: round(v, 3) for k, v in values.items()})
-            last = done == cfg.steps or stop.requested
-            if done % cfg.validate_every == 0 or last:
-                scores = validate(average.model, corpus, cfg.seed)
-                tracker.log(done, {f"val/{k}": v for k, v in scores.items()})
-                log.info("step %d: %s", done, {k: round(v, 2) for k, v in scores.items()})
-                if distributed.is_main():
-                    state = {
-                        "model": model.state_dict(),
-                        "average": average.state_dict(),
-                        "optimiser": optimiser.state_dict(),
-                        "step": done,
-                    }
-                    run.checkpoints.save(done, state, score=scores["si_sdri"])
-            if stop.requested:
-                log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, done)
-                raise KeyboardInterrupt
-    if distributed.is_main():
-        average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
+    state.model.train()
+    values = update(cfg, corpus, banks, state.model, state.optimiser, state.step, here)
+    state.average.update(state.model)
+    state.step += 1
+    if tracker is None:
+        return
+    if state.step % 50 == 0 or state.step == 1:
+        values = {f"train/{name}": value for name, value in values.items()}
+        tracker.log(state.step, {**values, "seconds_per_step": time.monotonic() - began})
+        log.info("step %d of %d: %s", state.step, cfg.steps, {k: round(v, 4) for k, v in values.items()})
+    if state.step % cfg.validate_every == 0 or state.step == cfg.steps or stop.requested:
+        scores = validate(state.average.model, corpus, cfg.seed)
+        tracker.log(state.step, {f"val/{name}": value for name, value in scores.items()})
+        log.info("step %d: %s", state.step, {name: round(value, 3) for name, value in scores.items()})
+        write_samples(state.average.model, corpus, cfg.seed, tracker, state.step)
+        state.save(run, scores["si_sdri"])

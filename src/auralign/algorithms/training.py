@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from auralign.errors import DataError
 from auralign.metrics.sdr import si_sdr
 from auralign.models.query_encoder import Backbones
 from auralign.models.separator import SeparatorModel
-from auralign.runtime import distributed
+from auralign.runtime.distributed import World
 from auralign.runtime.seed import derive
+from auralign.runtime.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,10 @@ class BatchNormMean:
         for buffer, total in zip(self._buffers, self._sums, strict=True):
             total += buffer
 
-    def finish(self, count: int) -> None:
+    def finish(self, count: int, here: World) -> None:
         """Leave the mean over all ``count`` micro-batches of all processes in the model."""
-        distributed.sum_tensors(self._sums)
         for buffer, total in zip(self._buffers, self._sums, strict=True):
-            buffer.copy_(total / count)
+            buffer.copy_(here.mean(total) * (here.size / count))
 
 
 @contextmanager
@@ -193,3 +194,27 @@ def validate(model: SeparatorModel, corpus: Corpus, seed: int, *, batches: int =
         "win_rate": float((gain > 0).double().mean()),
         "presence_auc": float(auc),
     }
+
+
+def write_samples(model: SeparatorModel, corpus: Corpus, seed: int, tracker: Tracker, step: int, count: int = 3) -> None:
+    """A few fixed validation mixtures with both sources' estimates and references, as sounds of the run."""
+    batch = corpus.validation.batch(np.random.default_rng(derive(seed, "samples")), count)
+    sources = torch.from_numpy(batch.sources)
+    with _evaluation(model):
+        phrases = [[corpus.texts[label][0] for label in row] for row in batch.labels]
+        query = torch.stack([torch.stack([q.vector for q in model.text_queries(row)]) for row in phrases])
+        estimate, _ = model.separate_wave(sources.sum(dim=1), query)
+    for n in range(count):
+        tracker.sound(step, f"{n}-mixture", sources[n].sum(dim=0, keepdim=True).numpy(), model.rate_hz)
+        for k, words in enumerate(phrases[n]):
+            tracker.sound(step, f"{n}-{slug(words)}", estimate[n, k : k + 1].numpy(), model.rate_hz)
+            tracker.sound(step, f"{n}-{slug(words)}-reference", sources[n, k : k + 1].numpy(), model.rate_hz)
+
+
+def slug(text: str) -> str:
+    """Letters, digits and dashes of a text.
+
+    >>> slug("Dog barking!")
+    'dog-barking'
+    """
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")

@@ -31,7 +31,7 @@ class Options:
     lists: Annotated[UseAppendAction[tuple[str, ...]], arg(name="list", metavar="NAME")] = ()
     """Frozen mixture list: a name or a .jsonl file; by default the preset's."""
 
-    preset: Literal["omnisep", "audiosep", "bisep", "dcase24t9"] = "omnisep"
+    preset: Literal["auralign", "omnisep", "audiosep", "bisep", "dcase24t9"] = "auralign"
     """Whose definition of the metrics."""
 
     query: Literal["text", "image", "audio"] = "text"

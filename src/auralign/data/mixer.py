@@ -143,7 +143,9 @@ class Mixer:
         need = int(np.ceil(self.cfg.samples * speed)) + 2
         length = self.bank.clips[clip].length
         piece = self._piece(rng, clip, length, need)
-        position = np.arange(min(self.cfg.samples, int((len(piece) - 1) / speed) + 1), dtype=np.float32) * np.float32(speed)
+        position = np.arange(
+            min(self.cfg.samples, int((len(piece) - 1) / speed) + 1), dtype=np.float32
+        ) * np.float32(speed)
         left = position.astype(np.int64)
         share = position - left
         right = np.minimum(left + 1, len(piece) - 1)

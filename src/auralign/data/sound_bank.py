@@ -52,13 +52,12 @@ class SoundBank:
         self._samples, lengths = self._load(wanted, cache)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         self.clips = [
-            BankClip(clip, int(start), int(length)) for clip, start, length in zip(wanted, starts, lengths, strict=False)
+            BankClip(clip, int(start), int(length))
+            for clip, start, length in zip(wanted, starts, lengths, strict=False)
         ]
         self.by_id = {entry.clip.id: n for n, entry in enumerate(self.clips)}
 
-    def samples(
-        self, index: int, start: int = 0, length: int | None = None
-    ) -> Float[np.ndarray, "time"]:
+    def samples(self, index: int, start: int = 0, length: int | None = None) -> Float[np.ndarray, "time"]:
         """Float32 samples of clip ``index`` from ``start``, shorter where the clip ends."""
         entry = self.clips[index]
         stop = entry.length if length is None else min(entry.length, start + length)

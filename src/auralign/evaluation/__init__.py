@@ -1,1 +1,5 @@
-"""Evaluation by each paper's protocol: tables of one row per item, presets, oracles and metric benchmarks."""
+"""Scoring models: protocols, tables, comparisons, benchmarks."""
+
+from auralign.evaluation.run import EvaluationResult, run_separation
+
+__all__ = ["EvaluationResult", "run_separation"]
