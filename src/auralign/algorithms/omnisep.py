@@ -48,7 +48,15 @@ from auralign.algorithms.omnisep_loss import (
     weighted_bce,
 )
 from auralign.algorithms.query_banks import QueryBanks, RawQueries, draw_queries
-from auralign.algorithms.training import Averager, BatchNormMean, Corpus, cosine_rate, load_corpus, validate, write_samples
+from auralign.algorithms.training import (
+    Averager,
+    BatchNormMean,
+    Corpus,
+    cosine_rate,
+    load_corpus,
+    validate,
+    write_samples,
+)
 from auralign.data.mixer import MixBatch, MixConfig
 from auralign.errors import UsageError
 from auralign.models.bands import best_band_mask
@@ -248,7 +256,9 @@ def alignment_loss(heads: QueryHeads, raw: RawQueries) -> Float[Tensor, ""]:
     return info_nce(text, audio, labels, scale) + info_nce(text, image, labels, scale, shown)
 
 
-def loss_terms(cfg: Config, model: SeparatorModel, batch: Mixtures, rng: torch.Generator) -> dict[str, Tensor]:
+def loss_terms(
+    cfg: Config, model: SeparatorModel, batch: Mixtures, rng: torch.Generator
+) -> dict[str, Tensor]:
     """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``."""
     frames = cfg.mix.samples // model.hop
     spec = model.spectrogram(batch.mixture)[..., :frames]
@@ -367,7 +377,8 @@ def train(cfg: Config, run: Run) -> None:
     with world() as here, GracefulStop() as stop:
         if cfg.accumulate % here.size:
             raise UsageError(
-                f"accumulate is {cfg.accumulate} for {here.size} processes", hint="take a multiple of their number"
+                f"accumulate is {cfg.accumulate} for {here.size} processes",
+                hint="take a multiple of their number",
             )
         with run.tracker(resumed_step=state.step or None) if here.is_first else nullcontext() as tracker:
             while state.step < cfg.steps and not stop.requested:

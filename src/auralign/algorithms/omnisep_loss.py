@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def binary_target(
-    source: Float[Tensor, "batch source row frame"], mixture: Float[Tensor, "batch row frame"], n_sources: int = 2
+    source: Float[Tensor, "batch source row frame"],
+    mixture: Float[Tensor, "batch row frame"],
+    n_sources: int = 2,
 ) -> Float[Tensor, "batch source row frame"]:
     r"""The published target mask :math:`M^*_n = 1[\,|S_n| > |X| / N\,]` on warped magnitudes (N = 2: a half).
 
@@ -60,7 +62,9 @@ def mask_error_db(
 
 
 def leak_db(
-    mask: Float[Tensor, "batch query band frame"], energy: Float[Tensor, "batch band frame"], floor: float = 1e-2
+    mask: Float[Tensor, "batch query band frame"],
+    energy: Float[Tensor, "batch band frame"],
+    floor: float = 1e-2,
 ) -> Float[Tensor, "batch query"]:
     """Level of what the mask lets through, dB relative to the mixture: the loss of a query that is not there."""
     through = (energy[:, None] * mask.square()).sum(dim=(2, 3))

@@ -43,7 +43,11 @@ def build_banks(
     """Compute, or read from ``cache``, the features of all texts, pictures and clips."""
     key = hashlib.sha256(
         json.dumps(
-            [texts, [[p.name for p in group] for group in pictures], [(c.clip.id, c.length) for c in bank.clips]]
+            [
+                texts,
+                [[p.name for p in group] for group in pictures],
+                [(c.clip.id, c.length) for c in bank.clips],
+            ]
         ).encode()
     ).hexdigest()[:16]
     path = None if cache is None else cache / f"queries-{key}.safetensors"

@@ -53,7 +53,9 @@ def load_corpus(root: Path, mix: MixConfig) -> Corpus:
     """
     if not (root / "classes.json").exists():
         raise DataError(
-            "no corpus is there", where=str(root), hint=f"make it with: auralign data build soundbox --out {root}"
+            "no corpus is there",
+            where=str(root),
+            hint=f"make it with: auralign data build soundbox --out {root}",
         )
     classes: dict[str, dict[str, Any]] = json.loads((root / "classes.json").read_text(encoding="utf-8"))
     clips = read_manifest(root / "manifest.jsonl")
@@ -72,7 +74,9 @@ def load_corpus(root: Path, mix: MixConfig) -> Corpus:
         validation=Mixer(SoundBank(held, root, cache=cache), labels, kinds, plain, confusable),
         labels=labels,
         texts=[list(classes[label]["texts"]) for label in labels],
-        pictures=[[root / p for p in classes[label].get("pictures", {}).get("train", [])] for label in labels],
+        pictures=[
+            [root / p for p in classes[label].get("pictures", {}).get("train", [])] for label in labels
+        ],
     )
 
 
@@ -162,7 +166,9 @@ def _evaluation(model: SeparatorModel) -> Iterator[None]:
         model.train(was)
 
 
-def validate(model: SeparatorModel, corpus: Corpus, seed: int, *, batches: int = 12, size: int = 16) -> dict[str, float]:
+def validate(
+    model: SeparatorModel, corpus: Corpus, seed: int, *, batches: int = 12, size: int = 16
+) -> dict[str, float]:
     """Text-query separation of fixed validation mixtures of two sources at equal power.
 
     Returns:
@@ -196,7 +202,9 @@ def validate(model: SeparatorModel, corpus: Corpus, seed: int, *, batches: int =
     }
 
 
-def write_samples(model: SeparatorModel, corpus: Corpus, seed: int, tracker: Tracker, step: int, count: int = 3) -> None:
+def write_samples(
+    model: SeparatorModel, corpus: Corpus, seed: int, tracker: Tracker, step: int, count: int = 3
+) -> None:
     """A few fixed validation mixtures with both sources' estimates and references, as sounds of the run."""
     batch = corpus.validation.batch(np.random.default_rng(derive(seed, "samples")), count)
     sources = torch.from_numpy(batch.sources)

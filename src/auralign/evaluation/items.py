@@ -50,7 +50,9 @@ class SoundboxItems:
             )
         self.root, self.seed = corpus, seed
         self.clips: dict[str, Clip] = {clip.id: clip for clip in read_manifest(corpus / "manifest.jsonl")}
-        self.classes: dict[str, dict[str, Any]] = json.loads((corpus / "classes.json").read_text(encoding="utf-8"))
+        self.classes: dict[str, dict[str, Any]] = json.loads(
+            (corpus / "classes.json").read_text(encoding="utf-8")
+        )
         self.renderer = MixtureRenderer(corpus, self.clips)
         self._examples: dict[str, list[Clip]] = defaultdict(list)
         for clip in sorted(self.clips.values(), key=lambda one: (one.split != "train", one.id)):
@@ -121,7 +123,9 @@ class SoundboxItems:
         return Asked("audio", label, clips=tuple(clips[n] for n in sorted(chosen)))
 
     def _absent(self, spec: MixtureSpec, labels: Sequence[str]) -> str:
-        near = {other for label in labels for other in self.classes[label].get("confusable", [])} | set(labels)
+        near = {other for label in labels for other in self.classes[label].get("confusable", [])} | set(
+            labels
+        )
         rng = np.random.default_rng([self.seed, spec.seed, 1])
         free = [label for label in self.trained if label not in near]
         return free[int(rng.integers(len(free)))]

@@ -114,7 +114,12 @@ def run_separation(
             bands = one.model.net.bands if isinstance(one.model.net, SmallSeparator) else None
             shown = (lambda done: on_progress(done, total * 4 / 3, name)) if on_progress else None
             return evaluate_separation(
-                answer, items.items(specs, query), preset=PRESETS[preset], judge=listener, bands=bands, on_progress=shown
+                answer,
+                items.items(specs, query),
+                preset=PRESETS[preset],
+                judge=listener,
+                bands=bands,
+                on_progress=shown,
             )
 
         table = score(separator)
@@ -147,7 +152,9 @@ class Answerer:
             if asked.images:
                 from auralign.models.efficientnet import read_picture
 
-                vectors += self.model.image_queries(torch.stack([read_picture(path) for path in asked.images]))
+                vectors += self.model.image_queries(
+                    torch.stack([read_picture(path) for path in asked.images])
+                )
             for clip in asked.clips:
                 wave = torch.from_numpy(self.items.renderer.samples(clip)[: 16_000 * 4])
                 vectors += self.model.audio_queries(wave[None])
@@ -187,7 +194,10 @@ def summarise(table: Table, name: str) -> list[dict[str, Any]]:
     """One row per system: mean with 95 % interval of every score, win rate, presence."""
     rows = []
     present = Table(
-        [row for row in table.rows if row.get("present", True)], table.metrics, table.definition, table.aggregation
+        [row for row in table.rows if row.get("present", True)],
+        table.metrics,
+        table.definition,
+        table.aggregation,
     )
     for system in present.systems:
         part = present.system(system)
@@ -218,7 +228,9 @@ def write(result: EvaluationResult, out: Path) -> None:
     for name, table in result.tables.items():
         table.write(out / f"{name}.json")
         for row in table.rows:
-            plain = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+            plain = {
+                k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()
+            }
             lines.append(json.dumps({"list": name, **plain}, ensure_ascii=False))
     (out / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = json.dumps(result.summary, indent=2, ensure_ascii=False, default=str)

@@ -57,11 +57,15 @@ class LogWarp(nn.Module):
         )  # (row, frame, [x y])
         return F.grid_sample(x, grid.expand(batch, -1, -1, -1), align_corners=True)
 
-    def forward(self, x: Float[Tensor, "batch channel bin frame"]) -> Float[Tensor, "batch channel row frame"]:
+    def forward(
+        self, x: Float[Tensor, "batch channel bin frame"]
+    ) -> Float[Tensor, "batch channel row frame"]:
         """Linear bins to warped rows."""
         return self._sample(x, warp_to_linear(torch.linspace(-1, 1, self.n_rows, dtype=torch.float64)))
 
-    def inverse(self, x: Float[Tensor, "batch channel row frame"]) -> Float[Tensor, "batch channel bin frame"]:
+    def inverse(
+        self, x: Float[Tensor, "batch channel row frame"]
+    ) -> Float[Tensor, "batch channel bin frame"]:
         """Warped rows back to linear bins."""
         return self._sample(x, linear_to_warp(torch.linspace(-1, 1, self.n_bins, dtype=torch.float64)))
 
@@ -127,7 +131,9 @@ class BandProjector(nn.Module):
 
 
 def best_band_mask(
-    mixture: Complex[Tensor, "*batch bin frame"], source: Complex[Tensor, "*batch bin frame"], bands: BandProjector
+    mixture: Complex[Tensor, "*batch bin frame"],
+    source: Complex[Tensor, "*batch bin frame"],
+    bands: BandProjector,
 ) -> tuple[Float[Tensor, "*batch band frame"], Float[Tensor, "*batch band frame"]]:
     r"""Band energies :math:`E_b` of the mixture and the real band mask that brings it nearest to the source.
 

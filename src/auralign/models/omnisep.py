@@ -17,8 +17,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from auralign.models.bands import BandProjector, LogWarp
-from auralign.models.query_mask_net import MaskOutput, QueryMaskNet, yamnet_taps
 from auralign.models.query_encoder import Backbones
+from auralign.models.query_mask_net import MaskOutput, QueryMaskNet, yamnet_taps
 from auralign.models.unet import MaskUNet
 
 
@@ -101,7 +101,9 @@ class OmniSepNet(nn.Module):
         statistics = torch.stack([share, peak, mask.mean(dim=(2, 3)), spread], dim=-1)
         return self.presence_head(statistics).squeeze(-1)
 
-    def analyse(self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]) -> dict[str, Tensor]:
+    def analyse(
+        self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]
+    ) -> dict[str, Tensor]:
         """The query-free pass; ``wave`` is not used by this network."""
         warped, latents = self.latent_masks(spec.abs())
         return {"warped": warped, "latents": latents}
@@ -149,7 +151,9 @@ class SmallSeparator(nn.Module):
             log_mel = yamnet.log_mel(F.pad(wave * (0.1 / level), (256, 256)))
             return yamnet_taps(yamnet.maps(log_mel))
 
-    def analyse(self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]) -> dict[str, Tensor]:
+    def analyse(
+        self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]
+    ) -> dict[str, Tensor]:
         """The query-free pass over a window and its waveform."""
         log_energy = self.log_energy(self.bands(spec.real.square() + spec.imag.square()))
         frames = log_energy.shape[-1]

@@ -54,7 +54,9 @@ class QueryHeads(nn.Module):
         self.heads = nn.ModuleDict({name: _Head(BACKBONE_DIMS[name], dim, hidden) for name in MODALITIES})
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, raw: Float[Tensor, "*batch features"], modality: Modality) -> Float[Tensor, "*batch dim"]:
+    def forward(
+        self, raw: Float[Tensor, "*batch features"], modality: Modality
+    ) -> Float[Tensor, "*batch dim"]:
         """Backbone features of one modality to unit vectors of the shared space."""
         return self.heads[modality](raw)
 

@@ -86,7 +86,9 @@ class _TapReader(nn.Module):
 class Trunk(nn.Module):
     """Everything that does not depend on the query."""
 
-    def __init__(self, widths: tuple[int, int, int, int], blocks: tuple[int, int, int, int], fine: int) -> None:
+    def __init__(
+        self, widths: tuple[int, int, int, int], blocks: tuple[int, int, int, int], fine: int
+    ) -> None:
         super().__init__()
         w1, w2, w3, w4 = widths
         self.norm = nn.BatchNorm2d(1)
@@ -193,10 +195,13 @@ class QueryMaskNet(nn.Module):
         n_queries = query.shape[1]
         filters, presence = self.head(coarse, query)
         filters = F.interpolate(filters, size=fine.shape[2:], mode="bilinear", align_corners=False)
-        filters = rearrange(filters, "(batch query) dim band frame -> batch query dim band frame", query=n_queries)
+        filters = rearrange(
+            filters, "(batch query) dim band frame -> batch query dim band frame", query=n_queries
+        )
         logits = (filters[:, :, :-1] * fine[:, None]).sum(dim=2) + filters[:, :, -1]
         return MaskOutput(
-            logits=logits.float(), presence=rearrange(presence.float(), "(batch query) -> batch query", query=n_queries)
+            logits=logits.float(),
+            presence=rearrange(presence.float(), "(batch query) -> batch query", query=n_queries),
         )
 
     def forward(

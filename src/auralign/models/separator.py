@@ -67,7 +67,9 @@ class SeparatorModel(nn.Module):
         self.network, self.options = network, dict(options)
         self.labels, self.phrases = tuple(labels), tuple(phrases)
         self.unit_queries = unit_queries
-        self.net = NETWORKS[network](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        self.net = NETWORKS[network](
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        )
         self.heads = QueryHeads(dim=int(options.get("query_dim", 256)))
         self.backbones = Backbones()
         if isinstance(self.net, SmallSeparator):
@@ -139,7 +141,9 @@ class SeparatorModel(nn.Module):
         )
         return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
 
-    def forward(self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]) -> MaskAnswer:
+    def forward(
+        self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]
+    ) -> MaskAnswer:
         """Masks of every query over the whole sound in one pass (mono, 16 kHz)."""
         spec = self.spectrogram(wave)
         answer: MaskAnswer = self.net.answer(self.net.analyse(spec, wave), query)
@@ -204,7 +208,9 @@ class SeparatorModel(nn.Module):
             ) from error
         if meta.get("format") != FORMAT:
             raise ModelUnavailableError(
-                "the file is not an auralign separator", where=str(path), why=f"its format is {meta.get('format')!r}"
+                "the file is not an auralign separator",
+                where=str(path),
+                why=f"its format is {meta.get('format')!r}",
             )
         model = cls(
             meta["network"],

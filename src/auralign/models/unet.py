@@ -58,7 +58,9 @@ class MaskUNet(nn.Module):
         self.ups = nn.ModuleList(ups)
         self.apply(_initialise)
 
-    def forward(self, log_magnitude: Float[Tensor, "batch 1 row frame"]) -> Float[Tensor, "batch mask row frame"]:
+    def forward(
+        self, log_magnitude: Float[Tensor, "batch 1 row frame"]
+    ) -> Float[Tensor, "batch mask row frame"]:
         """Latent masks before the gate, one value a bin."""
         x = self.norm(log_magnitude)
         skips = []
