@@ -182,6 +182,17 @@ def test_oracle_is_the_ratio_mask_written_out():
     np.testing.assert_allclose(oracle_irm(one.mixture, one.refs), expected.numpy(), atol=1e-6)
 
 
+def test_the_oracle_row_scores_what_the_oracle_leaves_as_the_second_estimate():
+    one = item("a")
+    target = oracle_irm(one.mixture, one.refs)
+    expected = preset("bisep").score(
+        target=target, residual=one.mixture - target, refs=one.refs, mixture=one.mixture
+    )
+    row = evaluate_separation(halves, [one], preset=preset("bisep")).rows[2]
+    assert row["system"] == "oracle_irm"
+    assert row["sdr_v3_512"] == expected["sdr_v3_512"].value
+
+
 def test_oracle_of_one_source_is_the_mixture_and_of_silence_is_silence():
     target = sound(0, 300)
     np.testing.assert_allclose(oracle_irm(target, [target]), target, atol=1e-6)
