@@ -1,4 +1,4 @@
-"""Checkpoints of the form ``hub:owner/model``, where the user writes so: safetensors and texts, never pickles."""
+"""Checkpoints of the form ``hub:owner/model``, where the user writes so; never pickles."""
 
 from __future__ import annotations
 
