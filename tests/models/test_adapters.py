@@ -54,6 +54,8 @@ def clap_folder(request, tmp_path_factory):
             "max_position_embeddings": 40,
         },
         audio_config={
+            "spec_size": 128,
+            "window_size": 4,
             "patch_embeds_hidden_size": 8,
             "hidden_size": 64,
             "depths": [1, 1, 1, 1],
@@ -63,7 +65,9 @@ def clap_folder(request, tmp_path_factory):
         projection_dim=12,
     )
     ClapModel(config).save_pretrained(folder)
-    ClapFeatureExtractor(truncation="fusion" if request.param else "rand_trunc").save_pretrained(folder)
+    ClapFeatureExtractor(
+        max_length_s=2, truncation="fusion" if request.param else "rand_trunc"
+    ).save_pretrained(folder)
     words = PreTrainedTokenizerFast(
         tokenizer_object=word_tokenizer(), pad_token="<pad>", unk_token="<unk>", model_max_length=32
     )
@@ -80,21 +84,21 @@ def test_clap_features_equal_transformers_extractor(clap, clap_folder):
     from transformers import ClapFeatureExtractor
 
     extractor = ClapFeatureExtractor.from_pretrained(clap_folder)
-    wave = noise(1, 3 * 48_000)
+    wave = noise(1, 30_000)
     theirs = extractor(wave[0].numpy(), sampling_rate=48_000, return_tensors="np").input_features[0, 0]
     mine = clap.log_mel(clap._windows(wave)[:, 0])[0].numpy()
     np.testing.assert_allclose(mine, theirs, atol=1e-2)  # dB of float32 power near the -100 dB floor
 
 
 def test_clap_sounds_equal_the_model_fed_by_hand(clap):
-    wave = noise(1, 480_000)
+    wave = noise(1, 96_000)
     features = clap.log_mel(wave).unsqueeze(1).expand(-1, 4 if clap.fused else 1, -1, -1)
     hidden = clap.model.audio_model(input_features=features, is_longer=torch.zeros(1, 1, dtype=torch.bool))
     expected = F.normalize(clap.model.audio_projection(hidden.pooler_output), dim=-1)
     torch.testing.assert_close(clap.embed_audio(wave, rate_hz=48_000), expected)
 
 
-@pytest.mark.parametrize("samples", [1, 16_000, 170_000])
+@pytest.mark.parametrize("samples", [1, 16_000, 36_000])
 def test_clap_any_length_gives_unit_vectors(clap, samples):
     vector = clap.embed_audio(noise(1, samples))
     assert vector.shape == (1, clap.dim)
@@ -102,10 +106,10 @@ def test_clap_any_length_gives_unit_vectors(clap, samples):
 
 
 def test_clap_windows_cover_a_long_sound_to_its_end(clap):
-    windows = clap._windows(torch.arange(1_000_000.0)[None])
-    assert windows.shape == (1, 3, 480_000)
+    windows = clap._windows(torch.arange(200_000.0)[None])
+    assert windows.shape == (1, 3, 96_000)
     assert windows[0, 0, 0] == 0
-    assert windows[0, -1, -1] == 999_999
+    assert windows[0, -1, -1] == 199_999
     assert windows[0, 1, 0] <= windows[0, 0, -1] + 1
 
 
