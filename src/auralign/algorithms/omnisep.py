@@ -18,16 +18,14 @@ Deviations, each a switch of :class:`Config`:
 1. Queries come from learned heads over frozen MiniLM, YAMNet and EfficientNet-Lite0 (ImageBind is non-commercial); an
    InfoNCE term keeps the three modalities together.
 2. Each mixture also gets a query that is not in it. Its mask must close, and a presence score learns to say so.
-3. ``network = "small"`` trades the U-Net for :class:`~auralign.models.query_mask_net.QueryMaskNet` and the binary target
-   for the error in dB of the phase-sensitive band mask; ``"omnisep"`` keeps the published net, target and weight.
+3. ``network = "small"`` trades the U-Net for :class:`~auralign.models.query_mask_net.QueryMaskNet` and the binary
+   target for the error in dB of the phase-sensitive band mask; ``"omnisep"`` keeps the published net, target, weight.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +50,10 @@ from auralign.algorithms.training import (
     Averager,
     BatchNormMean,
     Corpus,
+    TrainState,
     cosine_rate,
+    decay_groups,
+    equalise,
     load_corpus,
     validate,
     write_samples,
@@ -147,7 +148,7 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
-        if self.mix.samples % 4096:
+        if self.mix.samples < 4096 or self.mix.samples % 4096:
             raise ValueError(f"mix.samples is {self.mix.samples}; take a multiple of 4096")
 
     @property
@@ -172,20 +173,6 @@ class Mixtures:
     mixture: Float[Tensor, "batch time"]
     present: Float[Tensor, "batch query"]
     raw: RawQueries
-
-
-def equalise(
-    wave: Float[Tensor, "*batch time"], rng: np.random.Generator, spread_db: float
-) -> Float[Tensor, "*batch time"]:
-    """Apply a random smooth gain curve over log frequency to each sound, its power kept."""
-    bins = wave.shape[-1] // 2 + 1
-    knots = torch.from_numpy(rng.normal(0, spread_db, size=(*wave.shape[:-1], 6))).float()
-    place = torch.log1p(torch.arange(bins) * (200.0 / bins)) / math.log1p(200.0) * 5
-    left = place.long().clamp(max=4)
-    gain_db = torch.lerp(knots[..., left], knots[..., left + 1], place - left)
-    out = torch.fft.irfft(torch.fft.rfft(wave) * 10 ** (gain_db / 20), n=wave.shape[-1])
-    power = wave.square().sum(-1, keepdim=True) / out.square().sum(-1, keepdim=True).clamp_min(1e-12)
-    return out * power.sqrt()
 
 
 def draw(cfg: Config, corpus: Corpus, banks: QueryBanks, step: int, micro: int) -> Mixtures:
@@ -287,30 +274,26 @@ def build(cfg: Config, corpus: Corpus) -> SeparatorModel:
         phrases=[texts[0] for texts in corpus.texts],
         unit_queries=cfg.network == "small",
     )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    moved: SeparatorModel = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def update(
-    cfg: Config,
-    corpus: Corpus,
-    banks: QueryBanks,
-    model: SeparatorModel,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    here: World,
+    cfg: Config, corpus: Corpus, banks: QueryBanks, state: TrainState, here: World
 ) -> dict[str, float]:
     """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
+    model, optimiser = state.model.train(), state.optimiser
     for group in optimiser.param_groups:
-        group["lr"] = cosine_rate(step, cfg.steps, cfg.warmup, cfg.rate)
+        group["lr"] = cosine_rate(state.step, cfg.steps, cfg.warmup, cfg.rate)
     optimiser.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     norms = BatchNormMean(model)
     for micro in here.share(cfg.accumulate):
-        batch = draw(cfg, corpus, banks, step, micro)
-        noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", step, micro))
+        batch = draw(cfg, corpus, banks, state.step, micro)
+        noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", state.step, micro))
         with norms:
             terms = loss_terms(cfg, model, batch, noise)
-        (terms["loss"] / cfg.accumulate).backward()
+        torch.autograd.backward(terms["loss"] / cfg.accumulate)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / cfg.accumulate
     norms.finish(cfg.accumulate, here)
@@ -319,46 +302,10 @@ def update(
             parameter.grad = here.mean(parameter.grad) * here.size
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
     optimiser.step()
+    state.average.update(model)
+    state.step += 1
     totals = {name: float(here.mean(torch.tensor(value))) * here.size for name, value in sums.items()}
     return {**totals, "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
-
-
-def _decayed(model: SeparatorModel, weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Weight decay for matrices and kernels, none for norms, gains and biases."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    yield {"params": matrices, "weight_decay": weight_decay}
-    yield {"params": vectors, "weight_decay": 0.0}
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds."""
-
-    model: SeparatorModel
-    average: Averager
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-
-    def restore(self, run: Run) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        if run.checkpoints.latest() is None:
-            return
-        state = run.checkpoints.load_latest().state
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = int(state["step"])
-
-    def save(self, run: Run, score: float) -> None:
-        """Write a checkpoint."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-        }
-        run.checkpoints.save(self.step, state, score=score)
 
 
 def train(cfg: Config, run: Run) -> None:
@@ -368,53 +315,54 @@ def train(cfg: Config, run: Run) -> None:
         UsageError: The micro-batches cannot be shared equally by the processes.
         KeyboardInterrupt: The run was asked to stop; its checkpoint is written.
     """
-    corpus = load_corpus(cfg.corpus, cfg.mix)
-    model = build(cfg, corpus)
-    banks = corpus.query_banks(model.backbones)
-    optimiser = torch.optim.AdamW(list(_decayed(model, cfg.weight_decay)), lr=cfg.rate, betas=(0.9, 0.98))
-    state = _State(model, Averager(model, cfg.ema), optimiser)
-    state.restore(run)
     with world() as here, GracefulStop() as stop:
         if cfg.accumulate % here.size:
             raise UsageError(
                 f"accumulate is {cfg.accumulate} for {here.size} processes",
                 hint="take a multiple of their number",
             )
+        corpus = load_corpus(cfg.corpus, cfg.mix)
+        model = build(cfg, corpus)
+        banks = corpus.query_banks(model.backbones)
+        optimiser = torch.optim.AdamW(decay_groups(model, cfg.weight_decay), lr=cfg.rate, betas=(0.9, 0.98))
+        state = TrainState(model, Averager(model, cfg.ema), optimiser)
+        state.restore(run)
+        stopping = False
         with run.tracker(resumed_step=state.step or None) if here.is_first else nullcontext() as tracker:
-            while state.step < cfg.steps and not stop.requested:
-                _step(cfg, corpus, banks, state, here, tracker, run, stop)
-    if stop.requested:
+            while state.step < cfg.steps and not stopping:
+                began = time.monotonic()
+                values = update(cfg, corpus, banks, state, here)
+                values["seconds_per_step"] = time.monotonic() - began
+                stopping = bool(here.mean(torch.tensor(float(stop.requested))) > 0)  # all leave together
+                if tracker is not None:
+                    _record(cfg, state, tracker, values)
+                    _keep(cfg, corpus, state, tracker, run, stopping)
+    if state.step < cfg.steps:
         log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, state.step)
         raise KeyboardInterrupt
     if here.is_first:
         state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
 
 
-def _step(
-    cfg: Config,
-    corpus: Corpus,
-    banks: QueryBanks,
-    state: _State,
-    here: World,
-    tracker: Tracker | None,
-    run: Run,
-    stop: GracefulStop,
-) -> None:
-    """One update; every so often numbers, validation, sounds and a checkpoint."""
-    began = time.monotonic()
-    state.model.train()
-    values = update(cfg, corpus, banks, state.model, state.optimiser, state.step, here)
-    state.average.update(state.model)
-    state.step += 1
-    if tracker is None:
+def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, float]) -> None:
+    """Every so often the numbers of a step."""
+    if state.step % 50 and state.step != 1:
         return
-    if state.step % 50 == 0 or state.step == 1:
-        values = {f"train/{name}": value for name, value in values.items()}
-        tracker.log(state.step, {**values, "seconds_per_step": time.monotonic() - began})
-        log.info("step %d of %d: %s", state.step, cfg.steps, {k: round(v, 4) for k, v in values.items()})
-    if state.step % cfg.validate_every == 0 or state.step == cfg.steps or stop.requested:
-        scores = validate(state.average.model, corpus, cfg.seed)
-        tracker.log(state.step, {f"val/{name}": value for name, value in scores.items()})
-        log.info("step %d: %s", state.step, {name: round(value, 3) for name, value in scores.items()})
-        write_samples(state.average.model, corpus, cfg.seed, tracker, state.step)
-        state.save(run, scores["si_sdri"])
+    tracker.log(
+        state.step,
+        {name if name == "seconds_per_step" else f"train/{name}": value for name, value in values.items()},
+    )
+    log.info("step %d of %d: %s", state.step, cfg.steps, {k: round(v, 4) for k, v in values.items()})
+
+
+def _keep(cfg: Config, corpus: Corpus, state: TrainState, tracker: Tracker, run: Run, stopping: bool) -> None:
+    """Every so often a validation, sounds and a checkpoint; a run that must stop only writes the checkpoint."""
+    if state.step % cfg.validate_every and state.step != cfg.steps:
+        if stopping:
+            state.save(run, None)
+        return
+    scores = validate(state.average.model, corpus, cfg.seed)
+    tracker.log(state.step, {f"val/{name}": value for name, value in scores.items()})
+    log.info("step %d: %s", state.step, {name: round(value, 3) for name, value in scores.items()})
+    write_samples(state.average.model, corpus, cfg.seed, tracker, state.step)
+    state.save(run, scores["si_sdri"])

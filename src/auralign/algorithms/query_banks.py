@@ -108,7 +108,7 @@ def draw_queries(
     """
     size = len(batch.labels)
     labels = np.concatenate([batch.labels, batch.absent[:, None]], axis=1)
-    features = {
+    features: dict[Modality, Tensor] = {
         "text": torch.zeros(size, 3, 384),
         "audio": torch.zeros(size, 3, 1024),
         "image": torch.zeros(size, 3, 1280),

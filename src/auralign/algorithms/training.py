@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from auralign.algorithms.query_banks import QueryBanks, build_banks
@@ -25,6 +26,7 @@ from auralign.metrics.sdr import si_sdr
 from auralign.models.query_encoder import Backbones
 from auralign.models.separator import SeparatorModel
 from auralign.runtime.distributed import World
+from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
 from auralign.runtime.tracker import Tracker
 
@@ -92,6 +94,20 @@ def cosine_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def equalise(
+    wave: Float[Tensor, "*batch time"], rng: np.random.Generator, spread_db: float
+) -> Float[Tensor, "*batch time"]:
+    """Apply a random smooth gain curve over log frequency to each sound, its power kept."""
+    bins = wave.shape[-1] // 2 + 1
+    knots = torch.from_numpy(rng.normal(0, spread_db, size=(*wave.shape[:-1], 6))).float()
+    place = torch.log1p(torch.arange(bins) * (200.0 / bins)) / math.log1p(200.0) * 5
+    left = place.long().clamp(max=4)
+    gain_db = torch.lerp(knots[..., left], knots[..., left + 1], place - left)
+    out: Tensor = torch.fft.irfft(torch.fft.rfft(wave) * 10 ** (gain_db / 20), n=wave.shape[-1])
+    power = wave.square().sum(-1, keepdim=True) / out.square().sum(-1, keepdim=True).clamp_min(1e-12)
+    return out * power.sqrt()
+
+
 class Averager:
     """Exponential moving average of a separator's parameters; buffers are copied.
 
@@ -110,7 +126,7 @@ class Averager:
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         theirs = dict(model.named_parameters())
-        torch._foreach_lerp_(  # type: ignore[attr-defined]
+        torch._foreach_lerp_(
             [p for _, p in self.model.named_parameters()],
             [theirs[name] for name, _ in self.model.named_parameters()],
             1 - decay,
@@ -126,6 +142,46 @@ class Averager:
         """From the checkpoint."""
         self.model.load_state_dict(state["model"])
         self.count = int(state["count"])
+
+
+@dataclass
+class TrainState:
+    """Everything that changes during a run, and what a checkpoint holds."""
+
+    model: SeparatorModel
+    average: Averager
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+    def restore(self, run: Run) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if run.checkpoints.latest() is None:
+            return
+        state = run.checkpoints.load_latest().state
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = int(state["step"])
+
+    def save(self, run: Run, score: float | None) -> None:
+        """Write a checkpoint; without a score it is never the best one."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+        }
+        run.checkpoints.save(self.step, state, score=score)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for norms, gains and biases."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
 
 
 class BatchNormMean:

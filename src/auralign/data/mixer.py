@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from auralign.data.sound_bank import SoundBank
+from auralign.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ class Mixer:
             n: np.array([m for m in self._present if m != n and labels[m] not in other.get(labels[n], set())])
             for n in self._present
         }
+        if len(tree) < 4 or not self._kinds or any(len(values) == 0 for values in self._apart.values()):
+            raise DataError(
+                "the corpus is too small to mix",
+                where=str(bank.root),
+                why=f"it has {len(tree)} classes of the wanted kinds",
+                hint="take at least 4 classes that cannot be taken for each other",
+            )
         self._apart_set = {n: set(values.tolist()) for n, values in self._apart.items()}
 
     def batch(self, rng: np.random.Generator, size: int) -> MixBatch:
@@ -158,7 +166,7 @@ class Mixer:
     def _piece(self, rng: np.random.Generator, clip: int, length: int, need: int) -> np.ndarray:
         if length <= need:
             return self.bank.samples(clip)
-        best, best_power = None, -1.0
+        best, best_power = np.zeros(need, dtype=np.float32), -1.0
         for _ in range(3):  # prefer a place with sound
             piece = self.bank.samples(clip, int(rng.integers(length - need)), need)
             power = float(np.square(piece).mean())
@@ -166,7 +174,6 @@ class Mixer:
                 return piece
             if power > best_power:
                 best, best_power = piece, power
-        assert best is not None  # the loop ran
         return best
 
     def _fill(self, rng: np.random.Generator, piece: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class SoundBank:
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
             for name, array in ((f"{key}.len.npy", lengths), (f"{key}.npy", samples)):
-                temporary = cache / f".{name}.tmp.npy"
+                temporary = cache / f".{name}.{os.getpid()}.tmp.npy"  # several processes may do this at once
                 np.save(temporary, array)
                 temporary.rename(cache / name)
         return samples, lengths
@@ -102,4 +103,5 @@ class SoundBank:
             wave = soxr.resample(wave, rate, self.rate_hz)
         if len(wave) == 0 or not np.isfinite(wave).all():
             raise DataError("the clip is empty or not finite", where=str(path), hint="build the corpus again")
-        return np.round(np.clip(wave, -1, 1) * 32_767).astype(np.int16)
+        samples: np.ndarray = np.round(np.clip(wave, -1, 1) * 32_767).astype(np.int16)
+        return samples

@@ -35,11 +35,11 @@ class OmniSepNet(nn.Module):
 
     Args:
         query_dim: 1024 with ImageBind, 512 with CLIP or CLAP, 256 with our own heads.
-        levels: U-Net steps; frames and warped rows are padded to multiples of ``2 ** levels``.
+        levels: U-Net steps; frames are padded to a multiple of ``2 ** levels``.
         width: U-Net base width.
         latents: Latent masks.
         n_bins: Linear STFT bins.
-        n_rows: Warped rows.
+        n_rows: Warped rows, a multiple of ``2 ** levels``.
 
     >>> sum(p.numel() for p in OmniSepNet(query_dim=1024).separation_parameters())
     30307043
@@ -56,6 +56,8 @@ class OmniSepNet(nn.Module):
         n_rows: int = 256,
     ) -> None:
         super().__init__()
+        if n_rows % 2**levels:
+            raise ValueError(f"n_rows is {n_rows}; {levels} levels need a multiple of {2**levels}")
         self.levels = levels
         self.warp = LogWarp(n_bins, n_rows)
         self.sound_net = MaskUNet(levels=levels, width=width, outputs=latents)
@@ -91,7 +93,7 @@ class OmniSepNet(nn.Module):
     def presence_logits(
         self, warped: Float[Tensor, "batch row frame"], logits: Float[Tensor, "batch query row frame"]
     ) -> Float[Tensor, "batch query"]:
-        """Ours, not the paper's: presence read from four statistics of the mask (share of energy, peak, mean, spread)."""
+        """Ours, not the paper's: presence from four statistics of the mask: share of energy, peak, mean, spread."""
         mask = torch.sigmoid(logits)
         weight = warped.square()[:, None]
         weight = weight / weight.sum(dim=(2, 3), keepdim=True).clamp_min(1e-12)
@@ -99,7 +101,8 @@ class OmniSepNet(nn.Module):
         peak = mask.amax(dim=2).mean(dim=2)
         spread = (weight * (mask - share[..., None, None]).square()).sum(dim=(2, 3)).clamp_min(1e-12).sqrt()
         statistics = torch.stack([share, peak, mask.mean(dim=(2, 3)), spread], dim=-1)
-        return self.presence_head(statistics).squeeze(-1)
+        presence: Tensor = self.presence_head(statistics)
+        return presence.squeeze(-1)
 
     def analyse(
         self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,8 @@ class QueryHeads(nn.Module):
         self, raw: Float[Tensor, "*batch features"], modality: Modality
     ) -> Float[Tensor, "*batch dim"]:
         """Backbone features of one modality to unit vectors of the shared space."""
-        return self.heads[modality](raw)
+        unit: Tensor = self.heads[modality](raw)
+        return unit
 
 
 def query_mixup(
@@ -132,21 +133,18 @@ class Backbones:
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, nn.Module] = {}
+        self._loaded: dict[Modality, Any] = {}
 
-    def _get(self, name: str) -> nn.Module:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # they never change: copies of a separator share them
+
+    def _get(self, name: Modality) -> Any:
         if name not in self._loaded:
-            if name == "text":
-                from auralign.models.minilm import load_minilm as load
-            elif name == "audio":
-                from auralign.models.yamnet import load_yamnet as load
-            else:
-                from auralign.models.efficientnet import load_efficientnet_lite0 as load
-            self._loaded[name] = load()
+            self._loaded[name] = _load(name)
         return self._loaded[name]
 
     @property
-    def yamnet(self) -> nn.Module:
+    def yamnet(self) -> Any:
         """The audio backbone, which the small separator's trunk also reads."""
         return self._get("audio")
 
@@ -154,15 +152,32 @@ class Backbones:
         """Sentence vectors."""
         if any(not text.strip() for text in texts):
             raise UsageError("a text query is empty", hint="say what to listen for, for example 'violin'")
-        return self._get("text").encode(list(texts))
+        vectors: Tensor = self._get("text").encode(list(texts))
+        return vectors
 
     def audio(self, wave: Float[Tensor, "batch time"]) -> Float[Tensor, "batch 1024"]:
         """Mean YAMNet embedding of mono 16-kHz sound, its level brought to -20 dBFS."""
         rms = wave.square().mean(dim=1, keepdim=True).sqrt()
         with torch.no_grad():
-            return self._get("audio")(wave * (0.1 / rms.clamp_min(1e-6))).embedding.mean(dim=1)
+            patches: Tensor = self._get("audio")(wave * (0.1 / rms.clamp_min(1e-6))).embedding
+        return patches.mean(dim=1)
 
     def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1280"]:
         """Pooled picture features."""
         with torch.no_grad():
-            return self._get("image").embed(images)
+            features: Tensor = self._get("image").embed(images)
+        return features
+
+
+def _load(name: Modality) -> nn.Module:
+    if name == "text":
+        from auralign.models.minilm import load_minilm
+
+        return load_minilm()
+    if name == "audio":
+        from auralign.models.yamnet import load_yamnet
+
+        return load_yamnet()
+    from auralign.models.efficientnet import load_efficientnet_lite0
+
+    return load_efficientnet_lite0()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,7 +21,10 @@ from auralign.models.omnisep import MaskAnswer, OmniSepNet, SmallSeparator
 from auralign.models.query_encoder import Backbones, QueryHeads, negative_query, query_augment
 
 FORMAT = "auralign-separator-1"
-NETWORKS: dict[str, type[nn.Module]] = {"omnisep": OmniSepNet, "small": SmallSeparator}
+NETWORKS: dict[str, Callable[..., OmniSepNet | SmallSeparator]] = {
+    "omnisep": OmniSepNet,
+    "small": SmallSeparator,
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class SeparatorModel(nn.Module):
                 )
         vector = F.normalize(torch.stack([q.vector for q in wanted]).mean(dim=0), dim=-1)
         if augment:
+            if not self.phrases:
+                raise UsageError("this model has no bank of queries", hint="leave out the augmentation")
             bank = torch.stack([q.vector for q in self.text_queries(self.phrases)])
             vector = query_augment(vector, bank)[0]
         if unwanted:
@@ -146,15 +151,14 @@ class SeparatorModel(nn.Module):
     ) -> MaskAnswer:
         """Masks of every query over the whole sound in one pass (mono, 16 kHz)."""
         spec = self.spectrogram(wave)
-        answer: MaskAnswer = self.net.answer(self.net.analyse(spec, wave), query)
-        return answer
+        return self.net.answer(self.net.analyse(spec, wave), query)
 
     def separate_wave(
         self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]
     ) -> tuple[Float[Tensor, "batch query time"], Float[Tensor, "batch query"]]:
         """Mono 16-kHz estimates with the mixture's phase, and presence probabilities."""
         spec = self.spectrogram(wave)
-        answer: MaskAnswer = self.net.answer(self.net.analyse(spec, wave), query)
+        answer = self.net.answer(self.net.analyse(spec, wave), query)
         masked = answer.mask * spec[:, None]
         window = torch.hann_window(self.n_fft, dtype=wave.dtype, device=wave.device)
         flat = masked.reshape(-1, *masked.shape[-2:])
@@ -162,8 +166,9 @@ class SeparatorModel(nn.Module):
         return out.reshape(*query.shape[:2], -1), answer.presence
 
     def _vectors(self, raw: Tensor, modality: Any) -> list[QueryVector]:
+        space = self.space
         with torch.no_grad():
-            return [QueryVector(row, self.space) for row in self.heads(raw, modality)]
+            return [QueryVector(row, space) for row in self.heads(raw, modality)]
 
     def save(self, folder: Path, card: dict[str, Any], *, half: bool = True) -> None:
         """Write ``model.safetensors`` (float16 unless told otherwise) and ``card.json``."""
@@ -185,7 +190,7 @@ class SeparatorModel(nn.Module):
         save_file(tensors, temporary, metadata=meta)
         temporary.replace(folder / "model.safetensors")
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        text = json.dumps({**card, "sha256": digest, "format": FORMAT}, indent=2, ensure_ascii=False)
+        text = json.dumps({**card, "format": FORMAT, "files": {"model.safetensors": digest}}, indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -197,8 +202,6 @@ class SeparatorModel(nn.Module):
         """
         path = folder / "model.safetensors" if folder.is_dir() else folder
         try:
-            from safetensors import safe_open
-
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
             tensors = load_file(str(path))
@@ -212,13 +215,19 @@ class SeparatorModel(nn.Module):
                 where=str(path),
                 why=f"its format is {meta.get('format')!r}",
             )
-        model = cls(
-            meta["network"],
-            json.loads(meta["options"]),
-            labels=json.loads(meta["labels"]),
-            phrases=json.loads(meta["phrases"]),
-            unit_queries=json.loads(meta["unit_queries"]),
-        )
+        _check_card(path)
+        try:
+            fields = {
+                name: json.loads(meta[name]) for name in ("options", "labels", "phrases", "unit_queries")
+            }
+            model = cls(meta["network"], **fields)
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise ModelUnavailableError(
+                "the model's description is damaged",
+                where=str(path),
+                why=str(error),
+                hint="see `auralign models list`",
+            ) from error
         try:
             model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         except RuntimeError as error:
@@ -226,3 +235,22 @@ class SeparatorModel(nn.Module):
                 "the weights do not fit the network", where=str(path), why=str(error).splitlines()[-1].strip()
             ) from error
         return model.eval()
+
+
+def _check_card(path: Path) -> None:
+    """Compare the file with the digest in the card beside it; a model without a card is taken as it is."""
+    card = path.with_name("card.json")
+    if not card.exists():
+        return
+    try:
+        expected = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelUnavailableError("the model's card is damaged", where=str(card), why=str(error)) from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected is not None and digest != expected:
+        raise ModelUnavailableError(
+            "the model is damaged",
+            where=str(path),
+            why=f"its SHA-256 is {digest[:12]}…, its card says {str(expected)[:12]}…",
+            hint="copy or train it again",
+        )

@@ -62,7 +62,7 @@ class MaskUNet(nn.Module):
         self, log_magnitude: Float[Tensor, "batch 1 row frame"]
     ) -> Float[Tensor, "batch mask row frame"]:
         """Latent masks before the gate, one value a bin."""
-        x = self.norm(log_magnitude)
+        x: Tensor = self.norm(log_magnitude)
         skips = []
         for down in self.downs:
             x = down(x)
