@@ -297,7 +297,17 @@ def test_a_folder_page_is_rebuilt_from_manifests_and_evaluations(tmp_path):
     folder = tmp_path / "eval"
     folder.mkdir()
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS[:2]))
-    _check(write_folder_report(folder, tmp_path / "page.html").read_text())
+    kept = {
+        "title": "Mine",
+        "rows": [{"n": 2, "ci": [1.0, 2.5]}],
+        "comparisons": [{"versus": "mixture"}],
+        "seed": 0,
+    }
+    (folder / "summary.json").write_text(json.dumps(kept))
+    page = write_folder_report(folder, tmp_path / "page.html").read_text()
+    _check(page)
+    assert "1.00 … 2.50" in page
+    assert page.index("Summary</h2>") < page.index("Comparisons</h2>") < page.index("mixture")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="nothing to report on"):
         write_folder_report(tmp_path / "empty")

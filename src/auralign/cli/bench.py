@@ -63,9 +63,9 @@ def run(options: Options) -> int:
 
 def find_areas(folder: Path) -> dict[str, str | Path]:
     """Modules and files by area; a file wins over a module of the same name."""
-    from auralign import evaluation
-
-    names = [module.name for module in pkgutil.iter_modules(evaluation.__path__)]
+    package = importlib.util.find_spec("auralign.evaluation")  # found, not imported: that would load torch
+    places = package.submodule_search_locations if package else None
+    names = [module.name for module in pkgutil.iter_modules(places or [])]
     areas: dict[str, str | Path] = {
         name.removeprefix(_PREFIX): f"auralign.evaluation.{name}"
         for name in names

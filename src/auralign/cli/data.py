@@ -101,7 +101,11 @@ def _build(options: Build) -> int:
     from auralign.data.soundbox import build
 
     with Progress() as progress:
-        card = build(options.out, packages=options.packages, on_progress=progress)
+        card = build(
+            options.out,
+            packages=options.packages,
+            on_progress=lambda stage, done, total: progress(done, total, stage),
+        )
     if options.json:
         print_json(card)
     else:

@@ -23,7 +23,7 @@ class Options:
     """Name of a model, or its folder."""
 
     vs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OTHER")] = ()
-    """Another model, or mixture, or oracle; compared item by item."""
+    """Another model, or mixture, oracle, oracle-bands; compared item by item."""
 
     corpus: Annotated[Path, arg(metavar="DIR")] = Path("corpora/soundbox")
     """The corpus that the mixtures are made from."""
@@ -41,13 +41,16 @@ class Options:
     """Only the first N mixtures of each list; 0 takes all."""
 
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Seed of audio examples, absent queries and the bootstrap."""
+
+    judge: Flag = False
+    """Also score with the held-out judge (slower)."""
 
     out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
     """Folder for rows.jsonl, summary.json and report.html."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """auto or cpu."""
 
     json: Flag = False
     """Print the summary as JSON."""
@@ -68,6 +71,7 @@ def run(options: Options) -> int:
             query=options.query,
             limit=options.limit or None,
             seed=options.seed,
+            judge=options.judge,
             out=options.out,
             device=options.device,
             on_progress=progress,
@@ -75,8 +79,8 @@ def run(options: Options) -> int:
     if options.json:
         print_json(result.summary)
     else:
-        rows = result.summary["rows"]
-        print_table(rows, list(rows[0]) if rows else [])
+        for rows in (result.summary["rows"], result.summary["comparisons"]):
+            print_table(rows, list(dict.fromkeys(key for row in rows for key in row)))
     if options.out is not None:
         print(options.out / "report.html")
     return 1 if result.failed else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -50,8 +50,8 @@ class Options:
     model: str = "omnisep-small"
     """Name of a model, or its folder."""
 
-    level: Literal["keep", "peak", "lufs"] = "keep"
-    """keep: as in the recording; peak: each stem to -1 dBFS; lufs: each stem to -23 LUFS."""
+    level: Annotated[str, arg(metavar="keep|peak[:DBFS]|lufs[:LUFS]")] = "keep"
+    """keep: as in the recording; peak, lufs: one gain for all stems, so that they still add up."""
 
     format: Annotated[str, arg(metavar="EXT", help_behavior_hint="")] = ""
     """wav, flac, ogg, opus, mp3 …; by default that of the input where it is lossless, else wav."""
@@ -63,7 +63,7 @@ class Options:
     """File names below DIR."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """auto or cpu."""
 
     recursive: Annotated[Flag, arg(aliases=["-r"], help_behavior_hint="")] = False
     """Look into folders inside the given folders."""
@@ -95,6 +95,8 @@ def run(options: Options) -> int:
 
 
 def _check(options: Options, paths: list[str]) -> None:
+    from auralign.audio.level import Level
+
     number = len(options.query) + len(options.image) + len(options.audio)
     if number == 0:
         raise UsageError("nothing to look for", hint='say what to separate, for example: -q "violin"')
@@ -107,6 +109,7 @@ def _check(options: Options, paths: list[str]) -> None:
         raise UsageError(
             "the sound goes to standard output", where="-o -", hint="leave out --report, --json, --dry-run"
         )
+    Level.parse(options.level)
     if options.rate < 0:
         raise UsageError(f"the rate {options.rate} is negative", where="--rate")
 

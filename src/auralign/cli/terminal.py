@@ -91,6 +91,8 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return "…".join(map(_text, value))
     return str(value)
 
 

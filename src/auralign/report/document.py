@@ -71,7 +71,7 @@ def number(value: object, *, key: str = "") -> str:
         text = f"{value:.2f}" if 0.01 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
         return f"{text} {unit}".strip().replace("-", "−")
     if isinstance(value, list | tuple):
-        return ", ".join(number(item) for item in value)
+        return (" … " if len(value) == 2 else ", ").join(number(item) for item in value)
     return f"{value} {unit}".strip() if isinstance(value, int) else str(value)
 
 

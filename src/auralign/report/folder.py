@@ -23,6 +23,7 @@ from auralign.report.run_page import write_run_report
 from auralign.report.table_page import write_table_report
 
 MANIFEST = "manifest.json"
+_EVALUATION_SHOWN = ("title", "rows", "comparisons", "systems")
 _SHOWN_APART = ("input", "stems", "scores", "note", "items", "name", "presence", "presence_timeline")
 
 
@@ -94,12 +95,13 @@ def _evaluation(root: Path, target: Path) -> Path:
     lines = (root / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     kept = _read_json(root / "summary.json") if (root / "summary.json").exists() else {}
-    details = {key: value for key, value in kept.items() if key not in ("title", "rows", "systems")}
+    details = {key: value for key, value in kept.items() if key not in _EVALUATION_SHOWN}
     return write_table_report(
         target,
         str(kept.get("title") or f"Evaluation: {root.resolve().name}"),
         rows,
         summary=kept.get("rows", []),
+        comparisons=kept.get("comparisons", []),
         systems=kept.get("systems", []),
         details=details,
     )

@@ -20,6 +20,7 @@ def write_table_report(
     rows: Sequence[Row],
     *,
     summary: Sequence[Row] = (),
+    comparisons: Sequence[Row] = (),
     systems: Sequence[str] = (),
     worst_by: str | None = None,
     worst: int = 10,
@@ -34,6 +35,7 @@ def write_table_report(
         rows: One per item; numbers, texts, None or nan. With several systems, each row names its own under
             ``system``.
         summary: One row per system and list, as it is to be read.
+        comparisons: One row per pair of systems, likewise.
         systems: Which systems to draw, in order; by default all that occur.
         worst_by: Column in which small is bad; by default the first one with fractions.
         worst: How many of the worst items to show.
@@ -46,10 +48,11 @@ def write_table_report(
         raise UsageError(f"no column {worst_by!r}", where=str(path), hint=f"columns: {', '.join(columns)}")
     by = worst_by or (measured[0] if measured else None)
     body = []
-    if summary:
-        body.append(
-            card("<h2>Summary</h2>", table(summary, list(dict.fromkeys(k for row in summary for k in row))))
-        )
+    for heading, made in (("Summary", summary), ("Comparisons", comparisons)):
+        if made:
+            body.append(
+                card(f"<h2>{heading}</h2>", table(made, list(dict.fromkeys(k for row in made for k in row))))
+            )
     if measured:
         names = list(systems) or list(dict.fromkeys(str(row.get("system", "all")) for row in rows))
         body.append(_distributions(rows, measured, names))
