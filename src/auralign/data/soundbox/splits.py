@@ -39,7 +39,8 @@ def assign(drafts: Sequence[Draft], taxonomy: Taxonomy) -> dict[str, str]:
     """Give every clip its split, by id.
 
     Packages kept from training are "cross", classes kept from training are "unseen", rendered clips
-    follow their score, and the other sources of each class are divided by `allocate`.
+    follow their score, sources settled in the tables keep their split, and the other sources of each
+    class are divided by `allocate`.
     """
     splits: dict[str, str] = {}
     sources: dict[str, set[str]] = defaultdict(set)
@@ -58,6 +59,8 @@ def assign(drafts: Sequence[Draft], taxonomy: Taxonomy) -> dict[str, str]:
             if owner.setdefault(name, label) != label:
                 raise DataError(f"the source {name!r} is in two classes: {owner[name]}, {label}")
     divided = {label: allocate(sorted(names)) for label, names in sources.items()}
+    for rows in divided.values():
+        rows.update({name: taxonomy.pinned[name] for name in rows if name in taxonomy.pinned})
     for draft in drafts:
         if draft.id not in splits:
             splits[draft.id] = divided[draft.label][draft.source]

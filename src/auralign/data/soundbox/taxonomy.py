@@ -105,11 +105,12 @@ class SoundClass:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """All classes and packages, and which classes may not be set against each other."""
+    """All classes and packages, which classes may not meet, and sources whose split is settled."""
 
     packages: Mapping[str, Package]
     classes: Mapping[str, SoundClass]
     confusable: frozenset[frozenset[str]] = field(default_factory=frozenset)
+    pinned: Mapping[str, str] = field(default_factory=dict)
 
     def clash(self, one: str, other: str) -> bool:
         """Say whether two classes are the same, near-synonyms, or part of each other."""
@@ -147,7 +148,11 @@ def load(folder: Path = FOLDER) -> Taxonomy:
     sets: Iterable[list[str]] = []
     if (folder / "confusable.toml").is_file():
         sets = _read(folder / "confusable.toml")["sets"]
-    return Taxonomy({p.name: p for p in packages}, classes, _pairs(sets, classes))
+    pinned: dict[str, str] = {}
+    if (folder / "splits.toml").is_file():
+        rows = _read(folder / "splits.toml")
+        pinned = {source: split for split, sources in rows.items() for source in sources}
+    return Taxonomy({p.name: p for p in packages}, classes, _pairs(sets, classes), pinned)
 
 
 def _pairs(sets: Iterable[list[str]], classes: Mapping[str, SoundClass]) -> frozenset[frozenset[str]]:
