@@ -97,6 +97,8 @@ class Config:
     """Folder made by `auralign data build soundbox`."""
     network: Literal["omnisep", "small"] = "small"
     """Published U-Net or the small trunk-and-head network."""
+    encoder: str = "builtin"
+    """Frozen query encoders: builtin, clap:FOLDER_OR_HUB_ID or imagebind:FILE."""
     query_dim: int = 256
     """Size of the query space (paper: 1024, ImageBind)."""
     widths: tuple[int, int, int, int] = (32, 64, 128, 224)
@@ -238,9 +240,12 @@ def alignment_loss(heads: QueryHeads, raw: RawQueries) -> Float[Tensor, ""]:
     scale = heads.log_scale.exp().clamp(max=100)
     text = heads(raw.features["text"], "text").flatten(0, 1)
     audio = heads(raw.features["audio"], "audio").flatten(0, 1)
-    image = heads(raw.features["image"], "image").flatten(0, 1)
+    loss = info_nce(text, audio, labels, scale)
     shown = raw.has_image.flatten() > 0
-    return info_nce(text, audio, labels, scale) + info_nce(text, image, labels, scale, shown)
+    if bool(shown.any()):
+        image = heads(raw.features["image"], "image").flatten(0, 1)
+        loss = loss + info_nce(text, image, labels, scale, shown)
+    return loss
 
 
 def loss_terms(
@@ -273,6 +278,7 @@ def build(cfg: Config, corpus: Corpus) -> SeparatorModel:
         labels=corpus.labels,
         phrases=[texts[0] for texts in corpus.texts],
         unit_queries=cfg.network == "small",
+        encoder=cfg.encoder,
     )
     moved: SeparatorModel = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved

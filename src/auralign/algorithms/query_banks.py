@@ -14,7 +14,8 @@ from torch import Tensor
 
 from auralign.data.mixer import MixBatch, Mixer
 from auralign.data.sound_bank import SoundBank
-from auralign.models.query_encoder import MODALITIES, Backbones, Modality, QueryHeads, query_mixup
+from auralign.models.encoders import QueryBackbones
+from auralign.models.query_encoder import MODALITIES, Modality, QueryHeads, query_mixup
 from auralign.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 _EXAMPLE_S = 4.0  # an audio query listens to at most this much of an example
@@ -24,9 +25,9 @@ _EXAMPLE_S = 4.0  # an audio query listens to at most this much of an example
 class QueryBanks:
     """Raw backbone features: per class for texts and pictures, per clip for sounds."""
 
-    texts: list[Float[Tensor, "phrase 384"]]
-    images: list[Float[Tensor, "picture 1280"]]
-    audio: Float[Tensor, "clip 1024"]
+    texts: list[Float[Tensor, "phrase text"]]
+    images: list[Float[Tensor, "picture image"]]
+    audio: Float[Tensor, "clip audio"]
 
     def state(self) -> dict[str, object]:
         """For the cache file."""
@@ -37,31 +38,24 @@ def build_banks(
     bank: SoundBank,
     texts: list[list[str]],
     pictures: list[list[Path]],
-    backbones: Backbones,
+    backbones: QueryBackbones,
     cache: Path | None,
 ) -> QueryBanks:
     """Compute, or read from ``cache``, the features of all texts, pictures and clips."""
-    key = hashlib.sha256(
-        json.dumps(
-            [
-                texts,
-                [[p.name for p in group] for group in pictures],
-                [(c.clip.id, c.length) for c in bank.clips],
-            ]
-        ).encode()
-    ).hexdigest()[:16]
+    identity = [
+        texts,
+        [[p.name for p in group] for group in pictures],
+        [(c.clip.id, c.length) for c in bank.clips],
+        *([] if backbones.spec == "builtin" else [backbones.spec, backbones.probe()]),
+    ]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = None if cache is None else cache / f"queries-{key}.safetensors"
     if path is not None and path.exists():
         stored = load_checkpoint(path).state
         return QueryBanks(stored["texts"], stored["images"], stored["audio"])
-    from auralign.models.efficientnet import read_picture
-
     banks = QueryBanks(
         texts=[backbones.texts(group) for group in texts],
-        images=[
-            backbones.images(torch.stack([read_picture(p) for p in group])) if group else torch.zeros(0, 1280)
-            for group in pictures
-        ],
+        images=[_pictures(group, backbones) for group in pictures],
         audio=torch.cat([_example(bank, n, backbones) for n in range(len(bank.clips))]),
     )
     if path is not None:
@@ -69,7 +63,14 @@ def build_banks(
     return banks
 
 
-def _example(bank: SoundBank, clip: int, backbones: Backbones) -> Float[Tensor, "1 1024"]:
+def _pictures(paths: list[Path], backbones: QueryBackbones) -> Float[Tensor, "picture features"]:
+    """Features of a class's pictures; none where there are none, or where the encoder takes none."""
+    if not paths or "image" not in backbones.dims:
+        return torch.zeros(0, backbones.dims.get("image", 0))
+    return backbones.images(torch.stack([backbones.read_picture(path) for path in paths]))
+
+
+def _example(bank: SoundBank, clip: int, backbones: QueryBackbones) -> Float[Tensor, "1 features"]:
     wave = bank.samples(clip, 0, round(_EXAMPLE_S * bank.rate_hz))
     return backbones.audio(torch.from_numpy(wave)[None])
 
@@ -85,7 +86,10 @@ class RawQueries:
 
     def embed(self, heads: QueryHeads, *, unit: bool) -> Float[Tensor, "batch query dim"]:
         """Query-Mixup of the heads' outputs, brought to unit length if ``unit``."""
-        parts = torch.stack([heads(self.features[m], m) for m in MODALITIES], dim=2)
+        empty = self.weights.new_zeros(*self.labels.shape, heads.dim)
+        parts = torch.stack(
+            [heads(self.features[m], m) if m in heads.heads else empty for m in MODALITIES], dim=2
+        )
         mixed = query_mixup(parts, self.weights)
         return torch.nn.functional.normalize(mixed, dim=-1) if unit else mixed
 
@@ -109,9 +113,9 @@ def draw_queries(
     size = len(batch.labels)
     labels = np.concatenate([batch.labels, batch.absent[:, None]], axis=1)
     features: dict[Modality, Tensor] = {
-        "text": torch.zeros(size, 3, 384),
-        "audio": torch.zeros(size, 3, 1024),
-        "image": torch.zeros(size, 3, 1280),
+        "text": torch.zeros(size, 3, banks.texts[0].shape[-1]),
+        "audio": torch.zeros(size, 3, banks.audio.shape[-1]),
+        "image": torch.zeros(size, 3, banks.images[0].shape[-1]),
     }
     weights = torch.zeros(size, 3, 3)
     has_image = torch.zeros(size, 3)

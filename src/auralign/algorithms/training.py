@@ -23,7 +23,7 @@ from auralign.data.mixer import MixConfig, Mixer
 from auralign.data.sound_bank import SoundBank
 from auralign.errors import DataError
 from auralign.metrics.sdr import si_sdr
-from auralign.models.query_encoder import Backbones
+from auralign.models.encoders import QueryBackbones
 from auralign.models.separator import SeparatorModel
 from auralign.runtime.distributed import World
 from auralign.runtime.run import Run
@@ -42,7 +42,7 @@ class Corpus:
     texts: list[list[str]]
     pictures: list[list[Path]]
 
-    def query_banks(self, backbones: Backbones) -> QueryBanks:
+    def query_banks(self, backbones: QueryBackbones) -> QueryBanks:
         """Backbone features of all training queries, cached in the corpus folder."""
         return build_banks(self.mixer.bank, self.texts, self.pictures, backbones, self.root / ".cache")
 

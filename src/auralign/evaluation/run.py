@@ -150,10 +150,10 @@ class Answerer:
             if asked.texts:
                 vectors += self.model.text_queries(asked.texts)
             if asked.images:
-                from auralign.models.efficientnet import read_picture
+                read = self.model.backbones.read_picture
 
                 vectors += self.model.image_queries(
-                    torch.stack([read_picture(path) for path in asked.images])
+                    torch.stack([read(path) for path in asked.images])
                 )
             for clip in asked.clips:
                 wave = torch.from_numpy(self.items.renderer.samples(clip)[: 16_000 * 4])

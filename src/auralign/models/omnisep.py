@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from auralign.models.bands import BandProjector, LogWarp
-from auralign.models.query_encoder import Backbones
+from auralign.models.encoders import Backbones
 from auralign.models.query_mask_net import MaskOutput, QueryMaskNet, yamnet_taps
 from auralign.models.unet import MaskUNet
 

@@ -7,8 +7,8 @@ pretrained, frozen, loaded only when a query of their kind arrives, and never ch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,18 +46,28 @@ class QueryHeads(nn.Module):
     Args:
         dim: Size of the shared space.
         hidden: Width of the heads' residual part.
+        inputs: Feature sizes of the backbones; those of the built-in ones by default.
     """
 
-    def __init__(self, dim: int = 256, hidden: int = 256) -> None:
+    def __init__(
+        self, dim: int = 256, hidden: int = 256, *, inputs: Mapping[Modality, int] | None = None
+    ) -> None:
         super().__init__()
         self.dim = dim
-        self.heads = nn.ModuleDict({name: _Head(BACKBONE_DIMS[name], dim, hidden) for name in MODALITIES})
+        sizes = BACKBONE_DIMS if inputs is None else inputs
+        self.heads = nn.ModuleDict(
+            {name: _Head(sizes[name], dim, hidden) for name in MODALITIES if name in sizes}
+        )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(
         self, raw: Float[Tensor, "*batch features"], modality: Modality
     ) -> Float[Tensor, "*batch dim"]:
         """Backbone features of one modality to unit vectors of the shared space."""
+        if modality not in self.heads:
+            raise UsageError(
+                f"this model's encoder takes no {modality} query", hint=f"use {', '.join(self.heads)}"
+            )
         unit: Tensor = self.heads[modality](raw)
         return unit
 
@@ -123,61 +133,3 @@ def info_nce(
     target = target / target.sum(dim=1, keepdim=True)
     logits = scale * first @ second.t()
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
-
-
-class Backbones:
-    """The frozen encoders, each loaded on first use.
-
-    Texts go through MiniLM, audio examples through YAMNet (mean of the patch embeddings), pictures through
-    EfficientNet-Lite0.
-    """
-
-    def __init__(self) -> None:
-        self._loaded: dict[Modality, Any] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # they never change: copies of a separator share them
-
-    def _get(self, name: Modality) -> Any:
-        if name not in self._loaded:
-            self._loaded[name] = _load(name)
-        return self._loaded[name]
-
-    @property
-    def yamnet(self) -> Any:
-        """The audio backbone, which the small separator's trunk also reads."""
-        return self._get("audio")
-
-    def texts(self, texts: Sequence[str]) -> Float[Tensor, "batch 384"]:
-        """Sentence vectors."""
-        if any(not text.strip() for text in texts):
-            raise UsageError("a text query is empty", hint="say what to listen for, for example 'violin'")
-        vectors: Tensor = self._get("text").encode(list(texts))
-        return vectors
-
-    def audio(self, wave: Float[Tensor, "batch time"]) -> Float[Tensor, "batch 1024"]:
-        """Mean YAMNet embedding of mono 16-kHz sound, its level brought to -20 dBFS."""
-        rms = wave.square().mean(dim=1, keepdim=True).sqrt()
-        with torch.no_grad():
-            patches: Tensor = self._get("audio")(wave * (0.1 / rms.clamp_min(1e-6))).embedding
-        return patches.mean(dim=1)
-
-    def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1280"]:
-        """Pooled picture features."""
-        with torch.no_grad():
-            features: Tensor = self._get("image").embed(images)
-        return features
-
-
-def _load(name: Modality) -> nn.Module:
-    if name == "text":
-        from auralign.models.minilm import load_minilm
-
-        return load_minilm()
-    if name == "audio":
-        from auralign.models.yamnet import load_yamnet
-
-        return load_yamnet()
-    from auralign.models.efficientnet import load_efficientnet_lite0
-
-    return load_efficientnet_lite0()

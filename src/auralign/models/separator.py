@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from auralign.errors import ModelUnavailableError, UsageError
+from auralign.models.encoders import Backbones, QueryBackbones, open_backbones
 from auralign.models.omnisep import MaskAnswer, OmniSepNet, SmallSeparator
-from auralign.models.query_encoder import Backbones, QueryHeads, negative_query, query_augment
+from auralign.models.query_encoder import Modality, QueryHeads, negative_query, query_augment
 
 FORMAT = "auralign-separator-1"
 NETWORKS: dict[str, Callable[..., OmniSepNet | SmallSeparator]] = {
@@ -49,6 +50,8 @@ class SeparatorModel(nn.Module):
         labels: Classes seen in training.
         phrases: Text vectors' wording of the in-domain bank for Query-Aug, one per class.
         unit_queries: Whether mixed queries are brought back to unit length.
+        encoder: The frozen encoders, see :func:`~auralign.models.encoders.open_backbones`.
+        probe: What they gave for a fixed sentence when the model was trained; other encoders are refused.
     """
 
     rate_hz = 16_000
@@ -63,6 +66,8 @@ class SeparatorModel(nn.Module):
         labels: Sequence[str] = (),
         phrases: Sequence[str] = (),
         unit_queries: bool = True,
+        encoder: str = "builtin",
+        probe: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if network not in NETWORKS:
@@ -73,9 +78,12 @@ class SeparatorModel(nn.Module):
         self.net = NETWORKS[network](
             **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         )
-        self.heads = QueryHeads(dim=int(options.get("query_dim", 256)))
-        self.backbones = Backbones()
-        if isinstance(self.net, SmallSeparator):
+        self.encoder, self._probe = encoder, tuple(probe)
+        self.backbones: QueryBackbones = open_backbones(encoder)
+        if self._probe:
+            self.backbones.require_same(self._probe, where=encoder)
+        self.heads = QueryHeads(int(options.get("query_dim", 256)), inputs=self.backbones.dims)
+        if isinstance(self.net, SmallSeparator) and isinstance(self.backbones, Backbones):
             self.net.share(self.backbones)
 
     @property
@@ -165,7 +173,7 @@ class SeparatorModel(nn.Module):
         out = torch.istft(flat, self.n_fft, self.hop, window=window, center=True, length=wave.shape[-1])
         return out.reshape(*query.shape[:2], -1), answer.presence
 
-    def _vectors(self, raw: Tensor, modality: Any) -> list[QueryVector]:
+    def _vectors(self, raw: Tensor, modality: Modality) -> list[QueryVector]:
         space = self.space
         with torch.no_grad():
             return [QueryVector(row, space) for row in self.heads(raw, modality)]
@@ -185,12 +193,16 @@ class SeparatorModel(nn.Module):
             "labels": json.dumps(self.labels),
             "phrases": json.dumps(self.phrases),
             "unit_queries": json.dumps(self.unit_queries),
+            "encoder": self.encoder,
+            "probe": json.dumps([] if self.encoder == "builtin" else self.backbones.probe()),
         }
         temporary = folder / ".model.safetensors.tmp"
         save_file(tensors, temporary, metadata=meta)
         temporary.replace(folder / "model.safetensors")
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        text = json.dumps({**card, "format": FORMAT, "files": {"model.safetensors": digest}}, indent=2, ensure_ascii=False)
+        text = json.dumps(
+            {**card, "format": FORMAT, "files": {"model.safetensors": digest}}, indent=2, ensure_ascii=False
+        )
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
