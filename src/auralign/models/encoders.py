@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from auralign.errors import ModelUnavailableError, UsageError
 from auralign.models.query_encoder import BACKBONE_DIMS, Modality
+from auralign.models.yamnet import YamNet
 
 _PROBE = "a dog barks while somebody plays the violin"
 _PROBE_TOLERANCE = 1e-3
@@ -28,6 +29,9 @@ class QueryBackbones(ABC):
 
     spec: str
     dims: Mapping[Modality, int]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # frozen: copies of a separator share them
 
     @abstractmethod
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "batch features"]:
@@ -74,6 +78,27 @@ def _refuse_empty(texts: Sequence[str]) -> None:
         raise UsageError("a text query is empty", hint="say what to listen for, for example 'violin'")
 
 
+def _text() -> nn.Module:
+    from auralign.models.minilm import load_minilm
+
+    return load_minilm()
+
+
+def _audio() -> nn.Module:
+    from auralign.models.yamnet import load_yamnet
+
+    return load_yamnet()
+
+
+def _image() -> nn.Module:
+    from auralign.models.efficientnet import load_efficientnet_lite0
+
+    return load_efficientnet_lite0()
+
+
+_LOADERS = {"text": _text, "audio": _audio, "image": _image}
+
+
 class Backbones(QueryBackbones):
     """The built-in encoders, each loaded on first use.
 
@@ -89,19 +114,13 @@ class Backbones(QueryBackbones):
 
     def _get(self, name: Modality) -> Any:
         if name not in self._loaded:
-            if name == "text":
-                from auralign.models.minilm import load_minilm as load
-            elif name == "audio":
-                from auralign.models.yamnet import load_yamnet as load
-            else:
-                from auralign.models.efficientnet import load_efficientnet_lite0 as load
-            self._loaded[name] = load()
+            self._loaded[name] = _LOADERS[name]()
         return self._loaded[name]
 
     @property
-    def yamnet(self) -> nn.Module:
+    def yamnet(self) -> YamNet:
         """The audio backbone, which the small separator's trunk also reads."""
-        network: nn.Module = self._get("audio")
+        network: YamNet = self._get("audio")
         return network
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "batch features"]:
