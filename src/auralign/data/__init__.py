@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is on disk: clips, manifests, corpora, mixtures, readers of public data sets, shards."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Networks: separators, query encoders, pretrained backbones, the held-out judge."""

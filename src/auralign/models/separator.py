@@ -179,12 +179,16 @@ class SeparatorModel(nn.Module):
             return [QueryVector(row, space) for row in self.heads(raw, modality)]
 
     def save(self, folder: Path, card: dict[str, Any], *, half: bool = True) -> None:
-        """Write ``model.safetensors`` (float16 unless told otherwise) and ``card.json``."""
+        """Write ``model.safetensors`` and ``card.json``.
+
+        Args:
+            folder: Made when missing.
+            card: What the model is, as JSON values.
+            half: Store matrices and kernels as float16; gains, biases and running statistics stay float32.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        dtype = torch.float16 if half else torch.float32
         tensors = {
-            name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-            for name, tensor in self.state_dict().items()
+            name: _stored(tensor.detach().cpu(), half=half) for name, tensor in self.state_dict().items()
         }
         meta = {
             "format": FORMAT,
@@ -232,7 +236,8 @@ class SeparatorModel(nn.Module):
             fields = {
                 name: json.loads(meta[name]) for name in ("options", "labels", "phrases", "unit_queries")
             }
-            model = cls(meta["network"], **fields)
+            fields["probe"] = json.loads(meta.get("probe", "[]"))
+            model = cls(meta["network"], **fields, encoder=meta.get("encoder", "builtin"))
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise ModelUnavailableError(
                 "the model's description is damaged",
@@ -255,7 +260,7 @@ def _check_card(path: Path) -> None:
     if not card.exists():
         return
     try:
-        expected = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+        expected = json.loads(card.read_text(encoding="utf-8")).get("files", {}).get(path.name)
     except (OSError, ValueError, AttributeError) as error:
         raise ModelUnavailableError("the model's card is damaged", where=str(card), why=str(error)) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -266,3 +271,8 @@ def _check_card(path: Path) -> None:
             why=f"its SHA-256 is {digest[:12]}…, its card says {str(expected)[:12]}…",
             hint="copy or train it again",
         )
+
+
+def _stored(tensor: Tensor, *, half: bool) -> Tensor:
+    narrow = half and tensor.is_floating_point() and tensor.ndim > 1
+    return tensor.to(torch.float16 if narrow else tensor.dtype).contiguous()

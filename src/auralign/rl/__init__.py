@@ -1,0 +1,1 @@
+"""Equations of reinforcement learning: advantages, surrogates, trust regions. No loops."""
