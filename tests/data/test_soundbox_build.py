@@ -289,6 +289,24 @@ def test_allocation_gives_every_class_with_three_sources_a_test() -> None:
         assert found.count("train") >= count / 2
 
 
+def test_a_settled_source_keeps_its_split(tmp_path: Path) -> None:
+    tables(tmp_path / "t")
+    (tmp_path / "t/splits.toml").write_text('val = ["s0", "s1"]')
+    box = taxonomy.load(tmp_path / "t")
+    drafts = [_draft(f"c{k}", "mini", np.ones(9, np.float32), f"s{k}") for k in range(5)]
+    found = splits.assign(drafts, box)
+    assert (found["c0"], found["c1"]) == ("val", "val")
+    assert "test" in found.values()
+
+
+def test_a_source_of_two_classes_is_refused(tmp_path: Path) -> None:
+    box = tables(tmp_path / "t")
+    one = _draft("a", "mini", np.ones(9, np.float32), "s")
+    other = Draft(**{**one.__dict__, "id": "b", "label": "door"})
+    with pytest.raises(DataError, match="'s' is in two classes"):
+        splits.assign([one, other], box)
+
+
 def _draft(name: str, package: str, samples: np.ndarray, source: str) -> Draft:
     return Draft(name, "dog barking", "event", source, package, "1", "p", name, samples, b"")
 

@@ -49,6 +49,7 @@ def make_deb(path: Path, files: dict[str, bytes], ending: str = "xz", name: str 
         ar_of(
             [
                 ("debian-binary", b"2.0\n"),
+                ("_odd", b"odd"),
                 ("control.tar.gz", gzip.compress(control)),
                 (data_name, pack(tar_of(files))),
             ]

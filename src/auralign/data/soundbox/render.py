@@ -78,4 +78,4 @@ class SoundFontRenderer:
 
     def _generate(self, frames: int) -> np.ndarray:
         stereo = np.frombuffer(self._synth.generate(frames), np.float32).reshape(-1, 2)
-        return stereo.mean(axis=1)
+        return np.asarray(stereo.mean(axis=1), np.float32)

@@ -75,7 +75,7 @@ def read_score(path: str) -> Score:
     file = Path(path)
     parsed = converter.parse(file, forceSource=True)
     parts: list[tuple[Note, ...]] = []
-    for part in parsed.parts:
+    for part in getattr(parsed, "parts", ()):
         notes = [
             Note(float(item.offset), float(item.quarterLength), int(max(p.midi for p in item.pitches)))
             for item in part.flatten().notes

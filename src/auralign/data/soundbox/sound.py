@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from auralign.errors import AudioError, DataError
 
 RATE_HZ = 16_000
-OPUS_COMPRESSION = 0.94  # about 21 kbit/s for 16 kHz mono in libsndfile
+OPUS_COMPRESSION = 0.95  # about 19 kbit/s for 16 kHz mono in libsndfile
 _MAX_SOURCE_S = 120.0
 
 Mono = Float32[np.ndarray, "_"]
@@ -38,7 +38,9 @@ def decode(path: str, data: bytes) -> Mono:
             rate = int(file.samplerate)
             samples = file.read(int(_MAX_SOURCE_S * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError("the recording cannot be decoded", where=path, why=str(error).rpartition(": ")[2]) from error
+        raise AudioError(
+            "the recording cannot be decoded", where=path, why=str(error).rpartition(": ")[2]
+        ) from error
     if not len(samples) or not np.isfinite(samples).all():
         raise AudioError("the recording is empty or not finite", where=path)
     mono = samples.mean(axis=1)
