@@ -16,7 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from auralign.cli.inputs import STDIN, expand, with_stdin_as_file
 from auralign.cli.options import Flag
 from auralign.cli.terminal import Progress, print_json, say, show_log
-from auralign.errors import UsageError
+from auralign.errors import AuralignError, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +87,15 @@ def run(options: Options) -> int:
     _check(options, paths)
     show_log(quiet=options.quiet)
     with with_stdin_as_file(paths) as files:
+        names = dict(zip(files, paths, strict=True))
         if options.out == STDIN:
-            return _to_stdout(options, files)
-        outcomes = _separate(options, files, Path(options.out))
-        page = _report(options, outcomes)
-    return _tell(options, outcomes, page)
+            return _to_stdout(options, files, names)
+        outcomes = _named(_separate(options, files, Path(options.out)), names)
+        page, problem = _report(options, outcomes)
+    code = _tell(options, outcomes, page)
+    if problem is not None:
+        raise problem
+    return code
 
 
 def _check(options: Options, paths: list[str]) -> None:
@@ -110,6 +114,10 @@ def _check(options: Options, paths: list[str]) -> None:
             "the sound goes to standard output", where="-o -", hint="leave out --report, --json, --dry-run"
         )
     Level.parse(options.level)
+    if options.out == STDIN and sys.stdout.isatty():
+        raise UsageError(
+            "a sound would be printed on the terminal", where="-o -", hint="pipe it on, or give a folder"
+        )
     if options.rate < 0:
         raise UsageError(f"the rate {options.rate} is negative", where="--rate")
 
@@ -148,15 +156,29 @@ def _separate(options: Options, files: list[str], out: Path) -> list[Any]:
     return outcomes
 
 
-def _to_stdout(options: Options, files: list[str]) -> int:
+def _named(outcomes: list[Any], names: dict[str, str]) -> list[Any]:
+    """The outcomes under the names that were given: standard input is ``-``, not a temporary file."""
+    shown = []
+    for one in outcomes:
+        name, error = names[str(one.input)], one.error
+        if error is not None and name == STDIN:
+            where = error.where.replace(str(one.input), "standard input")
+            error = type(error)(error.what, where=where, why=error.why, hint=error.hint)
+        shown.append(dataclasses.replace(one, input=name, error=error))
+    return shown
+
+
+def _to_stdout(options: Options, files: list[str], names: dict[str, str]) -> int:
     import shutil
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="auralign-") as folder:
         wav = dataclasses.replace(options, format="wav", name="{stem}.{ext}")
-        (outcome,) = _separate(wav, files, Path(folder))
+        (outcome,) = _named(_separate(wav, files, Path(folder)), names)
         if not outcome.ok:
             return _tell(options, [outcome], None)
+        if outcome.note and not options.quiet:
+            say(f"{outcome.input}: {outcome.note}")
         target = next(Path(path) for path in outcome.outputs if Path(path).stem != "residual")
         with target.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
@@ -164,13 +186,16 @@ def _to_stdout(options: Options, files: list[str]) -> int:
     return 0
 
 
-def _report(options: Options, outcomes: list[Any]) -> Path | None:
-    """The page of everything in the folder, written while a piped-in recording is still there."""
+def _report(options: Options, outcomes: list[Any]) -> tuple[Path | None, AuralignError | None]:
+    """The page of everything in the folder, written while a piped-in recording is still there, or what prevents it."""
     if not options.report or options.dry_run or not any(outcome.ok for outcome in outcomes):
-        return None
+        return None, None
     from auralign.report.folder import write_folder_report
 
-    return write_folder_report(options.out)
+    try:
+        return write_folder_report(options.out), None
+    except AuralignError as error:
+        return None, error
 
 
 def _tell(options: Options, outcomes: list[Any], page: Path | None) -> int:

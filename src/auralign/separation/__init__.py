@@ -4,7 +4,7 @@
 'violin'
 """
 
-from auralign.separation.files import SeparateOptions
+from auralign.separation.plan import SeparateOptions
 from auralign.separation.query import Query
 from auralign.separation.result import FileOutcome, Separation
 from auralign.separation.session import DEFAULT_MODEL, Separator

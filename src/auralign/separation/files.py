@@ -1,169 +1,96 @@
-"""Separating files: names, formats, manifests, resuming, and one bad file that does not stop the others."""
+"""Separating files: a batch in which one bad file does not stop the others, and nothing half done is left."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
-import auralign
 from auralign.audio.io import open_reader
 from auralign.audio.level import Level
-from auralign.audio.reader import AudioInfo
+from auralign.audio.reader import AudioInfo, AudioReader
 from auralign.audio.resample import StreamResampler
-from auralign.audio.writer import AudioWriter, WrittenAudio, close_together
-from auralign.errors import AudioError, AuralignError, UsageError
+from auralign.audio.writer import AudioWriter, WrittenAudio
+from auralign.errors import AudioError, AuralignError
 from auralign.models.separator import QueryVector, SeparatorModel
-from auralign.separation.query import Query, slug
+from auralign.separation import manifest
+from auralign.separation.plan import Job, SeparateOptions, plan
+from auralign.separation.query import Query, stem_names
 from auralign.separation.result import FileOutcome
 from auralign.separation.stream import StemStream, stem_blocks
 
 Progress = Callable[[float, float, str], None]
-_LOSSLESS = {".wav", ".flac", ".w64", ".rf64", ".aiff", ".aif", ".caf"}
 _UNLIKELY = 0.5
+_SPEED, _MEMORY_GB = 20.0, 0.6  # of the shipped model on two cores, for --dry-run
 
 
 @dataclasses.dataclass(frozen=True)
-class SeparateOptions:
-    """How stems are written.
+class Request:
+    """What is the same for every file of a batch.
 
     Attributes:
-        out: Folder for everything.
-        level: ``keep``, ``peak`` or ``lufs``; one gain for all stems of a recording, so that they still add up.
-        format: Suffix without dot; the input's where that is lossless, else ``wav``.
-        rate_hz: Rate of the stems; ``None`` keeps the recording's.
-        name: Path of a stem below ``out``; knows ``{track}``, ``{stem}`` and ``{ext}``.
-        overwrite: Do again what is already there.
-        dry_run: Only say what would be written.
-        report: Also write ``report.html``.
-        shared: Scale masks down where several stems claim more than all of a bin.
+        model: Network and query heads.
+        name: What to call the model in manifests.
+        queries: What to separate.
+        encoded: The queries as vectors; empty for a dry run.
+        options: How to write it.
     """
 
-    out: Path = Path("out")
-    level: str = "keep"
-    format: str = ""
-    rate_hz: int | None = None
-    name: str = "{track}/{stem}.{ext}"
-    overwrite: bool = False
-    dry_run: bool = False
-    report: bool = False
-    shared: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One input with the paths that it will fill."""
-
-    source: str
-    track: str
-    paths: dict[str, Path]
-    manifest: Path
-
-
-def plan(inputs: Sequence[str], queries: Sequence[Query], options: SeparateOptions) -> list[_Job]:
-    """Paths of every stem; two stems that would share a path are an error before any work is done."""
-    names = [query.stem for query in queries]
-    doubled = sorted({name for name in names if names.count(name) > 1} | {n for n in names if n == "residual"})
-    if doubled:
-        raise UsageError(f"several stems would be called {doubled[0]!r}", hint="give the queries different names")
-    jobs: list[_Job] = []
-    taken: dict[Path, str] = {}
-    tracks = _tracks(inputs)
-    for source in inputs:
-        suffix = options.format.lower().lstrip(".") or _suffix(source)
-        track = tracks[source]
-        try:
-            paths = {
-                stem: options.out / options.name.format(track=track, stem=stem, ext=suffix)
-                for stem in (*names, "residual")
-            }
-        except (KeyError, IndexError, ValueError) as error:
-            raise UsageError(
-                f"the name template {options.name!r} cannot be filled",
-                why=f"{error}",
-                hint="use {track}, {stem} and {ext}",
-            ) from error
-        for path in paths.values():
-            _inside(path, options.out)
-            if path in taken:
-                raise UsageError(
-                    f"two stems would be written to {path}",
-                    why=f"from {taken[path]} and {source}",
-                    hint="put {track} and {stem} into the name template",
-                )
-            taken[path] = source
-        jobs.append(_Job(source, track, paths, paths["residual"].parent / f"{_manifest_name(options, track)}"))
-    return jobs
-
-
-def _manifest_name(options: SeparateOptions, track: str) -> str:
-    return "manifest.json" if "{track}/" in options.name else f"{track}.manifest.json"
-
-
-def _inside(path: Path, out: Path) -> None:
-    if not os.path.abspath(path).startswith(os.path.abspath(out) + os.sep):
-        raise UsageError(f"{path} lies outside of {out}", hint="leave '..' out of the name template")
-
-
-def _tracks(inputs: Sequence[str]) -> dict[str, str]:
-    """A folder name for each input; equal stems get their suffix or folder, then a number."""
-    chosen: dict[str, str] = {}
-    used: set[str] = set()
-    stems = [slug(Path(source).stem) for source in inputs]
-    for source, stem in zip(inputs, stems, strict=True):
-        name = stem
-        if stems.count(stem) > 1:
-            name = slug(f"{Path(source).parent.name} {Path(source).name}")
-        number, candidate = 2, name
-        while candidate in used:
-            candidate, number = f"{name}-{number}", number + 1
-        used.add(candidate)
-        chosen[source] = candidate
-    return chosen
-
-
-def _suffix(source: str) -> str:
-    suffix = Path(source).suffix.lower()
-    return suffix.lstrip(".") if suffix in _LOSSLESS else "wav"
+    model: SeparatorModel
+    name: str
+    queries: Sequence[Query]
+    encoded: Sequence[QueryVector]
+    options: SeparateOptions
 
 
 def separate_files(
-    model: SeparatorModel,
-    name: str,
-    encoded: Sequence[QueryVector],
-    inputs: Sequence[str],
-    queries: Sequence[Query],
-    options: SeparateOptions,
-    on_progress: Progress | None = None,
+    request: Request, inputs: Sequence[str | Path], on_progress: Progress | None = None
 ) -> list[FileOutcome]:
     """Separate a batch; errors of single files become outcomes, errors of the request are raised before any work."""
+    stems, options = stem_names(request.queries), request.options
+    jobs = plan([os.fspath(one) for one in inputs], stems, options)
+    if options.dry_run:
+        return [_guarded(job, lambda job=job: _preview(job)) for job in jobs]  # type: ignore[misc]
+    settings = manifest.settings(request.name, request.model, request.queries, stems, options)
     outcomes = []
-    jobs = plan(inputs, queries, options)
     for number, job in enumerate(jobs):
-        settings = _settings(name, model, queries, options)
-        try:
-            if options.dry_run:
-                outcomes.append(_preview(job))
-                continue
-            done = None if options.overwrite else _finished(job, settings)
-            if done is not None:
-                outcomes.append(done)
-                continue
-            outcomes.append(_one(model, encoded, job, options, settings, _within(on_progress, number, len(jobs))))
-        except AuralignError as error:
-            outcomes.append(FileOutcome(job.source, False, error=error))
-        except (OSError, MemoryError) as error:
-            failed = AudioError("the file could not be processed", where=job.source, why=str(error))
-            outcomes.append(FileOutcome(job.source, False, error=failed))
+        progress = _within(on_progress, number, len(jobs))
+
+        def work(job: Job = job, progress: Progress | None = progress) -> FileOutcome:
+            done = None if options.overwrite else manifest.finished(job, settings)
+            return done or _separate(request, job, settings, progress)
+
+        outcomes.append(_guarded(job, work))
     return outcomes
+
+
+def _guarded(job: Job, work: Callable[[], FileOutcome]) -> FileOutcome:
+    """The outcome of one file, whatever happens to it; its name is in every error."""
+    try:
+        return work()
+    except AuralignError as error:
+        return FileOutcome(job.source, False, error=_naming(error, job.source))
+    except (OSError, MemoryError) as error:
+        failed = AudioError(
+            "the file could not be processed", where=job.source, why=str(error) or "no memory"
+        )
+        return FileOutcome(job.source, False, error=failed)
+
+
+def _naming(error: AuralignError, source: str) -> AuralignError:
+    if source in str(error):
+        return error
+    where = f"{source}: {error.where}" if error.where else source
+    return type(error)(error.what, where=where, why=error.why, hint=error.hint)
 
 
 def _within(on_progress: Progress | None, number: int, total: int) -> Progress | None:
@@ -172,149 +99,150 @@ def _within(on_progress: Progress | None, number: int, total: int) -> Progress |
     return lambda done, of, stage: on_progress(number + done / max(of, 1e-9), total, stage)
 
 
-def _settings(name: str, model: SeparatorModel, queries: Sequence[Query], options: SeparateOptions) -> dict[str, Any]:
-    return {
-        "model": {"name": name, "network": model.network, "queries": model.space},
-        "queries": {query.stem: query.describe() for query in queries},
-        "options": {
-            "level": options.level,
-            "format": options.format,
-            "rate_hz": options.rate_hz,
-            "shared": options.shared,
-        },
-        "version": auralign.__version__,
-    }
-
-
-def _preview(job: _Job) -> FileOutcome:
+def _preview(job: Job) -> FileOutcome:
+    """What a run would cost; opens the recording and writes nothing."""
     with open_reader(job.source) as reader:
         info = reader.info
-    seconds = "unknown length" if info.duration_s is None else f"{info.duration_s:.1f} s"
-    note = f"would read {seconds}, {info.rate_hz} Hz, {info.channels} channels; about 0.6 GB of memory at any length"
+    length, cost = "unknown length", ""
+    if info.duration_s is not None:
+        length, cost = (
+            f"{info.duration_s:.1f} s",
+            f", about {max(1.0, info.duration_s / _SPEED):.0f} s of work",
+        )
+    note = (
+        f"would read {length}, {info.rate_hz} Hz, {info.channels} channels; {_MEMORY_GB} GB of memory{cost}"
+    )
     return FileOutcome(job.source, True, tuple(job.paths.values()), note=note)
 
 
-def _finished(job: _Job, settings: dict[str, Any]) -> FileOutcome | None:
-    """The earlier outcome, if the same file was separated in the same way and its stems are still there."""
-    try:
-        kept = json.loads(job.manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if kept.get("settings") != json.loads(json.dumps(settings)) or not all(p.exists() for p in job.paths.values()):
-        return None
-    if not os.path.exists(job.source) or kept.get("input_sha256") != _digest(job.source):
-        return None
-    return FileOutcome(
-        job.source, True, tuple(job.paths.values()), presence=kept.get("presence", {}), note="already separated"
-    )
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _one(
-    model: SeparatorModel,
-    encoded: Sequence[QueryVector],
-    job: _Job,
-    options: SeparateOptions,
-    settings: dict[str, Any],
-    on_progress: Progress | None,
+def _separate(
+    request: Request, job: Job, settings: dict[str, Any], on_progress: Progress | None
 ) -> FileOutcome:
+    """One recording into its stems and manifest; after an error or an interruption none of them is there."""
+    other = "" if request.options.overwrite else manifest.made_from_another(job)
+    if other:
+        raise AudioError(
+            f"{job.paths['residual'].parent} holds the stems of {other}",
+            where=job.source,
+            hint="give another --out, or --overwrite",
+        )
     began = time.monotonic()
-    with open_reader(job.source) as reader:
-        info = reader.info
-        rate = options.rate_hz or info.rate_hz
-        vectors = torch.stack([query.vector for query in encoded])
-        stream = StemStream(model, vectors, info.rate_hz, info.channels, shared=options.shared)
-        writers: list[AudioWriter] = []
-        try:
-            for path in job.paths.values():
-                writers.append(
-                    AudioWriter(
-                        path, rate_hz=rate, channels=info.channels, like=info, level=Level.parse(options.level)
-                    )
-                )
-            _write(model, vectors, reader, stream, writers, info, rate, on_progress)
-            written = close_together(writers)
-        except BaseException:
-            for writer in writers:
-                writer.discard()
-            raise
-    stems = list(job.paths)
-    presence = dict(zip(stems, stream.masks.presence.overall(len(encoded)), strict=False))
-    _write_manifest(job, settings, info, written, stream, presence, time.monotonic() - began)
-    return FileOutcome(job.source, True, tuple(job.paths.values()), presence=presence, note=_note(presence, written))
+    created = _new_folders(job)
+    writers: list[AudioWriter] = []
+    try:
+        with open_reader(job.source) as reader:
+            vectors = torch.stack([query.vector for query in request.encoded])
+            info, options = reader.info, request.options
+            stream = StemStream(request.model, vectors, info.rate_hz, info.channels, shared=options.shared)
+            _open_writers(writers, job, info, options)
+            _write(stream, reader, writers, on_progress)
+        job.manifest.unlink(missing_ok=True)  # from here on it would describe other stems
+        written = _close(writers)
+        outcome = _outcome(job, stream, writers, written)
+        timeline = stream.masks.presence
+        record = {
+            "rate_hz": info.rate_hz,
+            "channels": info.channels,
+            "scores": {stem: {"presence": value} for stem, value in outcome.presence.items()},
+            "presence": outcome.presence,
+            "presence_timeline": {
+                "start_s": timeline.times_s,
+                **{
+                    stem: [round(row[n], 4) for row in timeline.values]
+                    for n, stem in enumerate(outcome.presence)
+                },
+            },
+            "note": outcome.note,
+            "gain_db": written[0].gain_db,
+            "written": {stem: _plain(one) for stem, one in zip(job.paths, written, strict=True)},
+            "seconds": round(time.monotonic() - began, 3),
+            "settings": settings,
+        }
+        manifest.write(job, record)
+    except BaseException:
+        _undo(writers, created)
+        raise
+    return outcome
 
 
-def _note(presence: dict[str, float], written: Sequence[WrittenAudio]) -> str:
-    notes = [
-        f"{stem}: probably not in this recording (presence {value:.2f})"
-        for stem, value in presence.items()
-        if value < _UNLIKELY
-    ]
-    return "; ".join(notes + sorted({one.note for one in written if one.note}))
+def _plain(written: WrittenAudio) -> dict[str, Any]:
+    """What was written, without the path, which the manifest gives from its own place."""
+    return {key: value for key, value in dataclasses.asdict(written).items() if key != "path"}
+
+
+def _new_folders(job: Job) -> list[Path]:
+    """The folders that this job will make, the deepest first."""
+    wanted = {folder for path in job.paths.values() for folder in path.parents if not folder.exists()}
+    return sorted(wanted, key=lambda folder: len(folder.parts), reverse=True)
+
+
+def _undo(writers: Sequence[AudioWriter], created: Sequence[Path]) -> None:
+    for writer in writers:
+        with suppress(OSError):
+            writer.discard()
+            if writer.result is not None:
+                writer.path.unlink(missing_ok=True)
+    for folder in created:
+        with suppress(OSError):
+            folder.rmdir()  # only when empty
+
+
+def _open_writers(writers: list[AudioWriter], job: Job, info: AudioInfo, options: SeparateOptions) -> None:
+    rate_hz, level = options.rate_hz or info.rate_hz, Level.parse(options.level)
+    for path in job.paths.values():
+        writers.append(AudioWriter(path, rate_hz=rate_hz, channels=info.channels, like=info, level=level))
 
 
 def _write(
-    model: SeparatorModel,
-    vectors: torch.Tensor,
-    reader: Any,
-    stream: StemStream,
-    writers: Sequence[AudioWriter],
-    info: AudioInfo,
-    rate: int,
-    on_progress: Progress | None,
+    stream: StemStream, reader: AudioReader, writers: Sequence[AudioWriter], on_progress: Progress | None
 ) -> None:
     """Run the stream into the writers, through resamplers where another rate is wanted."""
-    resamplers = [StreamResampler(info.rate_hz, rate, info.channels) for _ in writers] if rate != info.rate_hz else []
+    info, rate_hz = reader.info, writers[0].rate_hz
+    resamplers = [StreamResampler(info.rate_hz, rate_hz, info.channels) for _ in writers]
     done = 0
-    for block in stem_blocks(model, vectors, reader, stream):
-        stems = [*block.targets, block.residual]
-        if resamplers:
-            stems = [one.process(stem) for one, stem in zip(resamplers, stems, strict=True)]
-        for writer, stem in zip(writers, stems, strict=True):
-            writer.write(np.ascontiguousarray(stem))
+    for block in stem_blocks(stream, reader):
+        for writer, one, stem in zip(writers, resamplers, [*block.targets, block.residual], strict=True):
+            writer.write(one.process(stem) if rate_hz != info.rate_hz else stem)
         done += block.residual.shape[1]
         if on_progress is not None:
-            on_progress(done, info.frames or done, Path(info.path).name)
-    empty = np.zeros((info.channels, 0), dtype=np.float32)
-    for writer, one in zip(writers, resamplers, strict=False):
-        writer.write(np.ascontiguousarray(one.process(empty, last=True)))
+            on_progress(done, max(done, info.frames or 0), Path(info.path).name)
+    if rate_hz != info.rate_hz:
+        for writer, one in zip(writers, resamplers, strict=True):
+            writer.write(one.process(np.zeros((info.channels, 0), dtype=np.float32), last=True))
 
 
-def _write_manifest(
-    job: _Job,
-    settings: dict[str, Any],
-    info: AudioInfo,
-    written: Sequence[WrittenAudio],
-    stream: StemStream,
-    presence: dict[str, float],
-    seconds: float,
-) -> None:
-    base = job.manifest.parent
-    timeline = stream.masks.presence
-    manifest = {
-        "name": job.track,
-        "input": os.path.relpath(job.source, base),
-        "input_sha256": _digest(job.source),
-        "rate_hz": info.rate_hz,
-        "channels": info.channels,
-        "stems": {stem: os.path.relpath(path, base) for stem, path in job.paths.items()},
-        "scores": {stem: {"presence": round(value, 4)} for stem, value in presence.items()},
-        "presence": {stem: round(value, 4) for stem, value in presence.items()},
-        "presence_timeline": {
-            "start_s": timeline.times_s,
-            **{stem: [round(row[n], 4) for row in timeline.values] for n, stem in enumerate(presence)},
-        },
-        "written": [dataclasses.asdict(one) for one in written],
-        "seconds": round(seconds, 3),
-        "settings": settings,
+def _close(writers: Sequence[AudioWriter]) -> list[WrittenAudio]:
+    """Close all stems with one gain, so that they still add up.
+
+    It is the smallest that the level policy asks for, or less where a container without floating point would clip.
+    """
+    gain_db = min(writer.gain_db() for writer in writers)
+    peak = max(writer.peak for writer in writers)
+    note = ""
+    if not soundfile.check_format(writers[0].format, "FLOAT") and peak * 10 ** (gain_db / 20) > 1.0:
+        fitting_db = -20 * math.log10(peak) - 0.01
+        note = f"gain {fitting_db - gain_db:+.2f} dB on all stems, because {writers[0].format} would clip"
+        gain_db = fitting_db
+    written = [writer.close(gain_db=gain_db) for writer in writers]
+    return [dataclasses.replace(one, note="; ".join(filter(None, (one.note, note)))) for one in written]
+
+
+def _outcome(
+    job: Job, stream: StemStream, writers: Sequence[AudioWriter], written: Sequence[WrittenAudio]
+) -> FileOutcome:
+    presence = {
+        stem: round(value, 4)
+        for stem, value in zip(job.paths, stream.masks.presence.overall(stream.queries), strict=False)
     }
-    temporary = job.manifest.with_name(f".{job.manifest.name}.tmp")
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(job.manifest)
+    if not any(writer.peak for writer in writers):
+        notes = ["the recording is silent, nothing can be in it"]
+    elif not stream.masks.presence.values:
+        notes = ["the recording is too quiet to tell what is in it"]
+    else:
+        notes = [
+            f"{stem}: probably not in this recording (presence {value:.2f})"
+            for stem, value in presence.items()
+            if value < _UNLIKELY
+        ]
+    note = "; ".join(notes + sorted({one.note for one in written if one.note}))
+    return FileOutcome(job.source, True, tuple(job.paths.values()), presence=presence, note=note)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -20,6 +22,9 @@ from auralign.models.separator import QueryVector, SeparatorModel
 _EXAMPLE_S = 30.0
 _VIDEO_FRAMES = 5
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+RESIDUAL = "residual"
+"""Name of the stem that holds what is left."""
+_LONGEST, _LONGEST_BYTES = 80, 160  # of a file name without suffix; file systems allow 255 bytes in all
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Query:
     """One stem's description; everything given is combined into one query.
 
     Args:
-        texts: Words, for example ``("violin",)``.
+        texts: Words, for example ``("violin",)``, in English.
         images: Pictures or videos of what sounds.
         audios: Recordings of a similar sound: paths, file objects or ``(array, rate_hz)``.
         exclude: Words for what must not be in the stem.
@@ -49,13 +54,15 @@ class Query:
 
     def __post_init__(self) -> None:
         if not (self.texts or self.images or self.audios):
-            raise UsageError("a query names no sound", hint='give words, a picture or an example, such as "violin"')
+            raise UsageError(
+                "a query names no sound", hint='give words, a picture or an example, such as "violin"'
+            )
         if any(not text.strip() for text in (*self.texts, *self.exclude)):
             raise UsageError("a text query is empty", hint="say what to listen for, for example 'violin'")
 
     @property
     def stem(self) -> str:
-        """File name without suffix: letters, digits and dashes, at most 80 characters."""
+        """File name without suffix: letters, digits and dashes, at most 80 characters or 160 bytes."""
         if self.name:
             return slug(self.name)
         parts = [*self.texts, *(_file_stem(one, "image") for one in self.images)]
@@ -81,7 +88,34 @@ def slug(text: str) -> str:
     >>> slug("  Regen auf Blech / 2 "), slug("...")
     ('regen-auf-blech-2', 'query')
     """
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:80].strip("-_") or "query"
+    words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", text.lower())).strip("-_")
+    short = words[:_LONGEST].encode("utf-8")[:_LONGEST_BYTES].decode("utf-8", "ignore")
+    return short.strip("-_") or "query"
+
+
+def stem_names(queries: Sequence[Query]) -> list[str]:
+    """A file name for each query; a picture or example that is called like an earlier stem gets its kind added.
+
+    Raises:
+        UsageError: Two queries ask for the same thing, or have the same name given by hand.
+
+    >>> stem_names([Query(texts=("violin",)), Query(images=("violin.png",)), Query(texts=("residual",))])
+    ['violin', 'violin-image', 'residual-2']
+    """
+    chosen: list[str] = []
+    for number, query in enumerate(queries):
+        same = [n for n in range(number) if queries[n].stem == query.stem]
+        given = [n for n in same if queries[n] == query or (query.name and queries[n].name)]
+        if given or (query.name and query.stem == RESIDUAL):
+            raise UsageError(
+                f"several stems would be called {query.stem!r}",
+                hint="ask for every sound once, and give the queries different names",
+            )
+        kind = "" if query.texts else "image" if query.images else "example"
+        names = [query.stem, f"{query.stem}-{kind}" if kind else query.stem]
+        names += [f"{names[-1]}-{n}" for n in range(2, len(queries) + 3)]
+        chosen.append(next(name for name in names if name not in (*chosen, RESIDUAL)))
+    return chosen
 
 
 def _file_stem(source: Any, otherwise: str) -> str:
@@ -121,10 +155,15 @@ def _example(source: Any) -> Float[Tensor, "1 time"]:
 
 
 def _pictures(path: Path) -> Float[Tensor, "picture 3 height width"]:
-    from auralign.models.efficientnet import prepare_picture, read_picture
+    from auralign.models.efficientnet import read_picture
 
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         return read_picture(path)[None]
     from auralign.separation.video import frames
 
-    return torch.stack([prepare_picture(image) for image in frames(path, _VIDEO_FRAMES)])
+    with tempfile.TemporaryDirectory(prefix="auralign-") as folder:
+        stills = [Path(folder) / f"{n}.png" for n in range(_VIDEO_FRAMES)]
+        images = frames(path, _VIDEO_FRAMES)
+        for still, image in zip(stills, images, strict=False):
+            image.save(still)
+        return torch.stack([read_picture(still) for still in stills[: len(images)]])

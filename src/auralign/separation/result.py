@@ -41,7 +41,7 @@ class Separation:
         Returns:
             The paths by stem name.
         """
-        stems = {self.stem: self.target, "residual": self.residual}
+        stems = {"target" if self.stem == "residual" else self.stem: self.target, "residual": self.residual}
         paths = {name: Path(folder) / f"{name}.wav" for name in stems}
         writers: list[AudioWriter] = []
         try:
@@ -52,6 +52,8 @@ class Separation:
         except BaseException:
             for writer in writers:
                 writer.discard()
+                if writer.result is not None:
+                    writer.path.unlink(missing_ok=True)
             raise
         return paths
 

@@ -13,8 +13,9 @@ from auralign.audio.io import open_reader
 from auralign.errors import UsageError
 from auralign.models.separator import QueryVector, SeparatorModel
 from auralign.runtime import weights
-from auralign.separation.files import Progress, SeparateOptions, separate_files
-from auralign.separation.query import Query, as_query, encode
+from auralign.separation.files import Progress, Request, separate_files
+from auralign.separation.plan import SeparateOptions
+from auralign.separation.query import Query, as_query, encode, stem_names
 from auralign.separation.result import FileOutcome, Separation
 from auralign.separation.stream import StemStream, stem_blocks
 
@@ -43,7 +44,8 @@ class Separator:
         """
         if device not in ("auto", "cpu"):
             raise UsageError(
-                f"separation does not run on {device!r}", hint="use --device cpu; it is many times faster than real time"
+                f"separation does not run on {device!r}",
+                hint="use --device cpu; it is many times faster than real time",
             )
         return cls(SeparatorModel.load(weights.path(str(name))), Path(name).name)
 
@@ -51,7 +53,9 @@ class Separator:
         """The query as a vector of this model's space."""
         return encode(self.model, as_query(query))
 
-    def separate(self, source: Any, *queries: Query | str, shared: bool = True) -> Separation | list[Separation]:
+    def separate(
+        self, source: Any, *queries: Query | str, shared: bool = True
+    ) -> Separation | list[Separation]:
         """Separate one recording in memory.
 
         Args:
@@ -64,13 +68,16 @@ class Separator:
             is left after *all* queries, so that all targets and the residual add up to the recording.
         """
         if not queries:
-            raise UsageError("no query is given", hint='say what to listen for, for example separate(file, "violin")')
+            raise UsageError(
+                "no query is given", hint='say what to listen for, for example separate(file, "violin")'
+            )
         asked = [as_query(query) for query in queries]
+        stems = stem_names(asked)
         encoded = [encode(self.model, query) for query in asked]
         with open_reader(source) as reader:
             vectors = torch.stack([query.vector for query in encoded])
             stream = StemStream(self.model, vectors, reader.info.rate_hz, reader.info.channels, shared=shared)
-            blocks = list(stem_blocks(self.model, vectors, reader, stream))
+            blocks = list(stem_blocks(stream, reader))
             rate = reader.info.rate_hz
         targets = np.concatenate([block.targets for block in blocks], axis=-1)
         residual = np.concatenate([block.residual for block in blocks], axis=-1)
@@ -83,7 +90,7 @@ class Separator:
                 presence=presence[n],
                 query=asked[n].describe(),
                 model=self.name,
-                stem=asked[n].stem,
+                stem=stems[n],
             )
             for n in range(len(asked))
         ]
@@ -91,7 +98,7 @@ class Separator:
 
     def separate_files(
         self,
-        inputs: Sequence[str],
+        inputs: Sequence[str | Path],
         queries: Sequence[Query | str],
         options: SeparateOptions | None = None,
         on_progress: Progress | None = None,
@@ -106,4 +113,5 @@ class Separator:
         if not asked:
             raise UsageError("no query is given", hint="say what to listen for, for example 'violin'")
         encoded = [] if options.dry_run else [encode(self.model, query) for query in asked]
-        return separate_files(self.model, self.name, encoded, inputs, asked, options, on_progress)
+        request = Request(self.model, self.name, asked, encoded, options)
+        return separate_files(request, inputs, on_progress)

@@ -3,15 +3,14 @@ r"""Separation of a sound of any length and rate in constant memory.
 Two transforms run side by side. The *model's* STFT at 16 kHz feeds the network in windows of ``WINDOW`` frames that
 overlap by ``OVERLAP``; neighbouring windows' masks are cross-faded. The *native* STFT, at the recording's own rate with
 the same window length and hop in seconds, is what the masks are applied to, so nothing but the mask passes through the
-resampler. Above the model's band the mask goes on as its mean over the top octave's upper half. All channels share one
-mask, which keeps the stereo image.
+resampler. Above the model's band the mask goes on as its mean over the band's upper quarter. All channels share one
+mask, which keeps the stereo image. What comes out does not depend on the sizes of the blocks that go in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +20,20 @@ from torch import Tensor
 from auralign.audio.reader import AudioReader
 from auralign.audio.resample import StreamResampler
 from auralign.audio.stft import IstftStream, Stft, StftStream
+from auralign.errors import AudioError
 from auralign.models.separator import SeparatorModel
 
 WINDOW = 256
 OVERLAP = 64
+STEP = WINDOW - OVERLAP
+MIN_RATE_HZ = 1000  # below it there is hardly a bin of the model's spectrum to mask
 _BLOCK_S = 1.0
 _QUIET = 1e-10  # windows below this mean power say nothing about presence
+_LOUD = 1e15  # amplitudes above it are scaled down before they are squared, or float32 would overflow
 _TOP_HZ = 6000.0
+_CANCELLED = (
+    0.05  # the channels' mean is used unless it has less than this share of the strongest one's power
+)
 
 
 @dataclass
@@ -66,33 +72,25 @@ class MaskStream:
         self.model, self.query, self.shared = model, query, shared
         self.presence = Presence()
         self._stft = StftStream(Stft(model.n_fft, model.hop), channels)
-        self._power = torch.zeros(channels, model.n_fft // 2 + 1, 0)
+        self._magnitude = torch.zeros(channels, model.n_fft // 2 + 1, 0)
         self._wave = torch.zeros(channels, 0)
         self._start = 0  # first frame of the next window
         self._base = 0  # frame of the first buffered column
         self._tail: Tensor | None = None  # the previous window's last OVERLAP masks
-        self._finished = False
 
-    def process(self, block: Float[Tensor, "channel time"], last: bool = False) -> Float[Tensor, "query bin frame"]:
+    def process(
+        self, block: Float[Tensor, "channel time"], last: bool = False
+    ) -> Float[Tensor, "query bin frame"]:
         """Take 16-kHz samples, give the masks that are final."""
-        spec = self._stft.process(block, last).spec
-        self._power = torch.cat([self._power, spec.real.square() + spec.imag.square()], dim=-1)
+        self._magnitude = torch.cat([self._magnitude, self._stft.process(block, last).spec.abs()], dim=-1)
         self._wave = torch.cat([self._wave, block], dim=-1)
+        total = self._base + self._magnitude.shape[-1]
         out = []
-        while self._base + self._power.shape[-1] >= self._start + WINDOW + (WINDOW - OVERLAP):
+        while self._start + WINDOW < total:  # one frame more than a window: this window is not the last
             out.append(self._emit(self._start, self._start + WINDOW, last=False))
-        if last:
-            out += self._flush()
-        return torch.cat(out, dim=-1) if out else torch.zeros(len(self.query), self._power.shape[1], 0)
-
-    def _flush(self) -> list[Tensor]:
-        total = self._base + self._power.shape[-1]
-        out = []
-        while self._start + WINDOW < total:
-            out.append(self._emit(self._start, self._start + WINDOW, last=False))
-        begin = max(self._base, min(self._start, total - WINDOW), 0)
-        out.append(self._emit(begin, total, last=True))
-        return out
+        if last:  # the last window ends with the sound and reaches back as far as it must to be a whole one
+            out.append(self._emit(max(0, min(self._start, total - WINDOW)), total, last=True))
+        return torch.cat(out, dim=-1) if out else torch.zeros(len(self.query), self._magnitude.shape[1], 0)
 
     def _emit(self, begin: int, end: int, *, last: bool) -> Tensor:
         """Run one window and give the masks from ``_start`` on that no later window changes."""
@@ -103,21 +101,24 @@ class MaskStream:
             mask[..., :length] = self._tail[..., :length] * (1 - fade) + mask[..., :length] * fade
         if last:
             return mask
-        self._tail = mask[..., WINDOW - OVERLAP :].clone()
-        self._start += WINDOW - OVERLAP
-        keep_from = max(0, self._start - (WINDOW - OVERLAP))  # the last window may reach back
-        drop = keep_from - self._base
+        self._tail = mask[..., STEP:].clone()
+        self._start += STEP
+        drop = max(0, self._start - STEP) - self._base  # the last window may reach back by less than a step
         if drop > 0:
-            self._power = self._power[..., drop:].clone()
+            self._magnitude = self._magnitude[..., drop:].clone()
             self._wave = self._wave[:, drop * self.model.hop :].clone()
-            self._base = keep_from
-        return mask[..., : WINDOW - OVERLAP]
+            self._base += drop
+        return mask[..., :STEP]
 
     def _window(self, begin: int, end: int) -> Float[Tensor, "query bin frame"]:
         hop = self.model.hop
-        power = self._power[..., begin - self._base : end - self._base]
-        wave = _representative(self._wave[:, (begin - self._base) * hop : (end - self._base) * hop])
-        magnitude = power.mean(dim=0).sqrt()[None]
+        magnitude = self._magnitude[..., begin - self._base : end - self._base]
+        wave = self._wave[:, (begin - self._base) * hop : (end - self._base) * hop]
+        loudest = float(magnitude.max())
+        if loudest > _LOUD:
+            magnitude, wave = magnitude / loudest, wave / loudest
+        power = magnitude.square()
+        wave, magnitude = _representative(wave), power.mean(dim=0).sqrt()[None]
         with torch.inference_mode():
             state = self.model.net.analyse(torch.complex(magnitude, torch.zeros_like(magnitude)), wave[None])
             answer = self.model.net.answer(state, self.query[None])
@@ -132,7 +133,7 @@ def _representative(wave: Float[Tensor, "channel time"]) -> Float[Tensor, "time"
     """The channels' mean, or the strongest channel where they cancel."""
     middle = wave.mean(dim=0)
     powers = wave.square().mean(dim=1) if wave.shape[1] else wave.new_zeros(len(wave))
-    if float(middle.square().mean() if wave.shape[1] else 0.0) < 0.05 * float(powers.max()):
+    if float(middle.square().mean() if wave.shape[1] else 0.0) < _CANCELLED * float(powers.max()):
         return wave[int(powers.argmax())]
     return middle
 
@@ -201,6 +202,12 @@ class StemStream:
         *,
         shared: bool = True,
     ) -> None:
+        if rate_hz < MIN_RATE_HZ:
+            raise AudioError(
+                f"the sample rate is {rate_hz} Hz",
+                why=f"separation needs {MIN_RATE_HZ} Hz or more",
+                hint="check the header; if it is wrong, set the rate that the recording was made with",
+            )
         self.queries, self.channels = len(query), channels
         self.grid = NativeGrid(model, rate_hz)
         self.masks = MaskStream(model, query, channels, shared=shared)
@@ -217,13 +224,16 @@ class StemStream:
     def process(self, block: Float[np.ndarray, "channel time"], last: bool = False) -> StemBlock:
         """Take samples of the recording, give the stems' samples that are final; with ``last`` all that remain."""
         self._length += block.shape[1]
+        if last and not self._length:
+            raise AudioError("there are no samples to separate")
         self._mixture = np.concatenate([self._mixture, block], axis=1)
         low = block if self._resampler is None else self._resampler.process(block, last)
-        masks = self.masks.process(torch.from_numpy(np.ascontiguousarray(low)), last)
-        self._pending = torch.cat([self._pending, masks], dim=-1)
-        spec = self._forward.process(torch.from_numpy(np.ascontiguousarray(block)), last).spec
-        self._spec = torch.cat([self._spec, spec], dim=-1)
-        return self._give(self._ready(last), last)
+        with torch.inference_mode():
+            masks = self.masks.process(torch.from_numpy(np.ascontiguousarray(low)), last)
+            self._pending = torch.cat([self._pending, masks], dim=-1)
+            spec = self._forward.process(torch.from_numpy(np.ascontiguousarray(block)), last).spec
+            self._spec = torch.cat([self._spec, spec], dim=-1)
+            return self._give(self._ready(last), last)
 
     def _ready(self, last: bool) -> int:
         """Native frames whose masks are there."""
@@ -259,13 +269,9 @@ class StemStream:
         return masked
 
 
-def stem_blocks(
-    model: SeparatorModel, query: Float[Tensor, "query dim"], reader: AudioReader, stream: StemStream | None = None
-) -> Iterator[StemBlock]:
+def stem_blocks(stream: StemStream, reader: AudioReader) -> Iterator[StemBlock]:
     """Read a recording to its end, one second at a time, and give its stems."""
-    info: Any = reader.info
-    stream = stream or StemStream(model, query, info.rate_hz, info.channels)
-    size = max(1, round(_BLOCK_S * info.rate_hz))
+    size = max(1, round(_BLOCK_S * reader.info.rate_hz))
     while True:
         block = reader.read(size)
         last = block.shape[1] == 0

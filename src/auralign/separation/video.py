@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,7 +20,9 @@ def frames(path: Path, count: int) -> list[Image.Image]:
         import av
     except ImportError as error:
         raise AudioError(
-            "reading a video needs PyAV", where=str(path), hint="pip install 'auralign[video]', or give a picture"
+            "reading a video needs PyAV",
+            where=str(path),
+            hint="pip install 'auralign[video]', or give a picture",
         ) from error
     pictures: list[Image.Image] = []
     try:
@@ -29,12 +32,14 @@ def frames(path: Path, count: int) -> list[Image.Image]:
             for n in range(count):
                 if total:
                     container.seek(int(total * (n + 0.5) / count))
-                frame = next(iter(container.decode(stream)), None)
+                frame: Any = next(iter(container.decode(stream)), None)
                 if frame is not None:
                     pictures.append(frame.to_image())
     except (av.error.FFmpegError, IndexError, StopIteration, OSError) as error:
         if not pictures:
-            raise AudioError("no picture can be read from the video", where=str(path), why=str(error)) from error
+            raise AudioError(
+                "no picture can be read from the video", where=str(path), why=str(error)
+            ) from error
     if not pictures:
         raise AudioError("the video shows no picture", where=str(path))
     return pictures
