@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from auralign.errors import AudioError
+
+_MOST_FRAMES = 500  # decoded for one still, where key frames are far apart
 
 
 def frames(path: Path, count: int) -> list[Image.Image]:
@@ -30,11 +34,12 @@ def frames(path: Path, count: int) -> list[Image.Image]:
             stream = container.streams.video[0]
             total = container.duration or 0
             for n in range(count):
+                wanted_us = int(total * (n + 0.5) / count)
                 if total:
-                    container.seek(int(total * (n + 0.5) / count))
-                frame: Any = next(iter(container.decode(stream)), None)
-                if frame is not None:
-                    pictures.append(frame.to_image())
+                    container.seek(wanted_us)
+                still = _still(container.decode(stream), wanted_us / av.time_base)
+                if still is not None:
+                    pictures.append(still.to_image())
     except (av.error.FFmpegError, IndexError, StopIteration, OSError) as error:
         if not pictures:
             raise AudioError(
@@ -43,3 +48,12 @@ def frames(path: Path, count: int) -> list[Image.Image]:
     if not pictures:
         raise AudioError("the video shows no picture", where=str(path))
     return pictures
+
+
+def _still(decoded: Iterable[Any], wanted_s: float) -> Any:
+    """The first frame at or after a time, or the last there is; seeking alone only finds a key frame before it."""
+    found = None
+    for found in itertools.islice(decoded, _MOST_FRAMES):  # noqa: B007 - the last one is the result
+        if found.time is None or found.time >= wanted_s:
+            break
+    return found
