@@ -34,8 +34,8 @@ class Options:
     preset: Literal["auralign", "omnisep", "audiosep", "bisep", "dcase24t9"] = "auralign"
     """Whose definition of the metrics."""
 
-    query: Literal["text", "image", "audio"] = "text"
-    """How the target is asked for."""
+    query: Literal["text", "paraphrase", "image", "audio"] = "text"
+    """How the target is asked for; a paraphrase is wording that training never saw."""
 
     limit: Annotated[int, arg(metavar="N")] = 0
     """Only the first N mixtures of each list; 0 takes all."""

@@ -17,7 +17,7 @@ from auralign.data.mixtures import MixtureRenderer, MixtureSpec, list_path, read
 from auralign.errors import DataError, UsageError
 from auralign.evaluation.separation import EvaluationItem, FailedItem
 
-Modality = Literal["text", "image", "audio"]
+Modality = Literal["text", "paraphrase", "image", "audio"]
 EXAMPLES = 5  # recordings an audio query listens to, as in OmniSep's evaluation
 ABSENT_EVERY = 3  # one item in three is also asked for a sound that is not there
 
@@ -100,14 +100,19 @@ class SoundboxItems:
     def ask(self, spec: MixtureSpec, label: str, modality: Modality) -> Asked:
         """The query of an item.
 
-        Text is the list's own. Audio is up to five training recordings of the class (others of the class where it was
+        Text is the list's own; a paraphrase is one that training never saw. Audio is up to five training recordings of the class (others of the class where it was
         never trained), none of the target's own source. Image is a picture that training did not see.
 
         Raises:
-            UsageError: The class has no picture, or no other recording.
+            UsageError: The class has no picture, no paraphrase, or no other recording.
         """
         if modality == "text":
             return Asked("text", label, texts=(spec.query,))
+        if modality == "paraphrase":
+            held_out = self.classes[label].get("texts_test") or []
+            if not held_out:
+                raise UsageError(f"the class {label!r} has no held-out wording", where=spec.id)
+            return Asked("paraphrase", label, texts=(held_out[0],))
         if modality == "image":
             pictures = self.classes[label].get("pictures", {})
             paths = pictures.get("test") or pictures.get("train") or []
