@@ -114,9 +114,11 @@ class Mixer:
                 audible[n, 1] = False
                 sources[n, 1] = 0
             third = self._label(rng, apart_from=a)
+            heard = {a, b}
             if third in self._apart_set[b] and rng.random() < cfg.distractor:
+                heard.add(third)
                 distractor[n] = self._draw(rng, third)[1] * 10 ** (rng.uniform(-12, 0) / 20)
-            absent[n] = self._absent(rng, {a, b, third})
+            absent[n] = self._absent(rng, {a, b, third}, heard)
         return MixBatch(sources, distractor, labels, absent, clips, audible)
 
     def example_of(self, rng: np.random.Generator, label: int) -> int:
@@ -135,12 +137,14 @@ class Mixer:
                 return label
         return int(rng.choice(self._apart[apart_from if apart_from is not None else 0]))
 
-    def _absent(self, rng: np.random.Generator, present: set[int]) -> int:
+    def _absent(self, rng: np.random.Generator, avoid: set[int], heard: set[int]) -> int:
+        """A class that cannot be taken for any of ``avoid``, or in a small corpus of those that are ``heard``."""
         for _ in range(100):
             label = int(self._present[rng.integers(len(self._present))])
-            if all(label in self._apart_set[p] for p in present):
+            if all(label in self._apart_set[p] for p in avoid):
                 return label
-        return int(next(m for m in self._present if m not in present))
+        apart = [m for m in self._present if all(m in self._apart_set[p] for p in heard)]
+        return int(rng.choice(apart or [m for m in self._present if m not in heard]))
 
     def _draw(self, rng: np.random.Generator, label: int) -> tuple[int, np.ndarray]:
         """A clip and a piece of it at unit power over its sounding part, changed in speed."""

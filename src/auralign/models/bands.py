@@ -131,10 +131,10 @@ class BandProjector(nn.Module):
 
 
 def best_band_mask(
-    mixture: Complex[Tensor, "*batch bin frame"],
-    source: Complex[Tensor, "*batch bin frame"],
+    mixture: Complex[Tensor, "*#batch bin frame"],
+    source: Complex[Tensor, "*#batch bin frame"],
     bands: BandProjector,
-) -> tuple[Float[Tensor, "*batch band frame"], Float[Tensor, "*batch band frame"]]:
+) -> tuple[Float[Tensor, "*#batch band frame"], Float[Tensor, "*#batch band frame"]]:
     r"""Band energies :math:`E_b` of the mixture and the real band mask that brings it nearest to the source.
 
     Minimising :math:`\sum_k W_{bk}|m X_k - S_k|^2` over :math:`m` gives

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ class QueryBackbones(ABC):
     spec: str
     dims: Mapping[Modality, int]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> QueryBackbones:
         return self  # frozen: copies of a separator share them
 
     @abstractmethod
