@@ -100,8 +100,9 @@ class SoundboxItems:
     def ask(self, spec: MixtureSpec, label: str, modality: Modality) -> Asked:
         """The query of an item.
 
-        Text is the list's own; a paraphrase is one that training never saw. Audio is up to five training recordings of the class (others of the class where it was
-        never trained), none of the target's own source. Image is a picture that training did not see.
+        Text is the list's own; a paraphrase is one that training never saw. Audio is up to five training recordings
+        of the class (others of the class where it was never trained), none of the target's own source. Image is a
+        picture that training did not see.
 
         Raises:
             UsageError: The class has no picture, no paraphrase, or no other recording.
