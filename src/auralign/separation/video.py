@@ -53,7 +53,7 @@ def frames(path: Path, count: int) -> list[Image.Image]:
 def _still(decoded: Iterable[Any], wanted_s: float) -> Any:
     """The first frame at or after a time, or the last there is; seeking alone only finds a key frame before it."""
     found = None
-    for found in itertools.islice(decoded, _MOST_FRAMES):  # noqa: B007 - the last one is the result
+    for found in itertools.islice(decoded, _MOST_FRAMES):
         if found.time is None or found.time >= wanted_s:
             break
     return found
