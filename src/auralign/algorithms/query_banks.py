@@ -25,8 +25,8 @@ _EXAMPLE_S = 4.0  # an audio query listens to at most this much of an example
 class QueryBanks:
     """Raw backbone features: per class for texts and pictures, per clip for sounds."""
 
-    texts: list[Float[Tensor, "phrase text"]]
-    images: list[Float[Tensor, "picture image"]]
+    texts: list[Float[Tensor, "_ text"]]
+    images: list[Float[Tensor, "_ image"]]
     audio: Float[Tensor, "clip audio"]
 
     def state(self) -> dict[str, object]:

@@ -1,0 +1,135 @@
+"""A corpus of a few synthetic tones and noises, and frozen encoders that need no pretrained weights."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from auralign.models.encoders import Backbones
+
+RATE_HZ = 16_000
+KINDS = {
+    "bell": "event",
+    "flute": "instrument",
+    "harp": "instrument",
+    "hiss": "event",
+    "rumble": "event",
+    "saw": "instrument",
+}
+
+
+class FakeBackbones(Backbones):
+    """Vectors that follow from the words, the spectrum or the colours; YAMNet is the real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def texts(self, texts):
+        self.calls.append("texts")
+        seeds = [zlib.crc32(text.encode()) for text in texts]
+        return torch.stack([torch.randn(384, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def audio(self, wave):
+        self.calls.append("audio")
+        return torch.fft.rfft(wave, n=2046).abs()
+
+    def images(self, images):
+        self.calls.append("images")
+        return images[:, :, :20, :22].flatten(1)[:, :1280]
+
+
+def tone(label: str, variant: int, samples: int) -> np.ndarray:
+    """One recording: each class has its own spectrum, each variant its own pitch or noise."""
+    rng = np.random.default_rng([zlib.crc32(label.encode()), variant])
+    t = np.arange(samples) / RATE_HZ
+    pitch = {"bell": 1500, "flute": 700, "harp": 350, "saw": 120}.get(label, 0) * (1 + 0.05 * variant)
+    if label in ("hiss", "rumble"):
+        spectrum = np.fft.rfft(rng.normal(size=samples))
+        hertz = np.fft.rfftfreq(samples, 1 / RATE_HZ)
+        spectrum *= (hertz > 4000) if label == "hiss" else (hertz < 200)
+        wave = np.fft.irfft(spectrum, samples)
+    else:
+        overtones = 12 if label == "saw" else 2
+        wave = sum(np.sin(2 * np.pi * pitch * k * t + k) / k for k in range(1, overtones + 1))
+    return 0.3 * wave / np.abs(wave).max()
+
+
+def write_corpus(root: Path) -> Path:
+    """Six classes in training and validation, one more that only validation has."""
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for label in (*KINDS, "unheard"):
+        for variant, split in enumerate(("train", "train", "val")):
+            if label == "unheard" and split == "train":
+                continue
+            name = f"{label}-{variant}"
+            wave = tone(label, variant, 12_000) if label in KINDS else np.zeros(4000)
+            soundfile.write(root / f"{name}.flac", wave, RATE_HZ)
+            rows.append(
+                {
+                    "id": name,
+                    "audio": f"{name}.flac",
+                    "duration_s": len(wave) / RATE_HZ,
+                    "sample_rate": RATE_HZ,
+                    "channels": 1,
+                    "labels": [label],
+                    "kind": KINDS.get(label, "event"),
+                    "split": split,
+                    "source": name,
+                    "sha256": name,
+                }
+            )
+    classes = {
+        label: {
+            "kind": KINDS.get(label, "event"),
+            "texts": [label, f"the sound of a {label}"],
+            "pictures": {"train": [f"{label}.png"] if label in ("bell", "flute") else [], "test": []},
+        }
+        for label in (*KINDS, "unheard")
+    }
+    for n, label in enumerate(("bell", "flute")):
+        Image.new("RGB", (40, 30), (200, 90 * n, 30)).save(root / f"{label}.png")
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+def use_tiny_parts(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Fake encoders in every new separator, and a validation of two mixtures."""
+    from auralign.algorithms import omnisep
+    from auralign.algorithms.training import validate
+    from auralign.models import separator
+
+    replace = setattr if monkeypatch is None else monkeypatch.setattr
+    replace(separator, "open_backbones", lambda _: FakeBackbones())
+    replace(omnisep, "validate", partial(validate, batches=1, size=2))
+
+
+@pytest.fixture(scope="session")
+def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus on disk; its cache is filled by whoever comes first."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def fake_backbones() -> FakeBackbones:
+    return FakeBackbones()
+
+
+@pytest.fixture(scope="session")
+def install_tiny_parts():
+    return use_tiny_parts
+
+
+@pytest.fixture
+def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_parts(monkeypatch)
