@@ -33,6 +33,15 @@ def test_blocks_of_any_size_give_the_same_bits(rate_hz, channels, tiny, queries,
         assert np.array_equal(parts.residual, whole.residual)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_length_of_a_step_changes_rounding_only(steps, tiny, queries, noise, through, monkeypatch):
+    wave = noise(2, 44100 * 7)
+    usual = through(StemStream(tiny, queries(1), 44100, 2), wave)
+    monkeypatch.setattr("auralign.separation.stream._BLOCK_S", steps * 0.37)
+    other = through(StemStream(tiny, queries(1), 44100, 2), wave)
+    np.testing.assert_allclose(other.targets, usual.targets, atol=1e-5)
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 40_000), min_size=1, max_size=6), frames=st.integers(1, 90_000))
 def test_any_blocks_of_any_sound_give_the_same_bits(sizes, frames, tiny, queries, noise, through):
@@ -101,7 +110,7 @@ def test_a_minute_and_more_keeps_length_and_sum(tiny, queries, noise, through):
     assert ulps(out, wave) <= 1.0
 
 
-@pytest.mark.parametrize("rate_hz", [1000, 4567, *RATES_HZ, 384000])
+@pytest.mark.parametrize("rate_hz", [1000, 4567, *RATES_HZ])
 def test_masks_of_one_give_the_recording_back_and_of_zero_nothing(
     rate_hz, answering, queries, noise, through
 ):
@@ -203,8 +212,8 @@ def test_seams_fade_from_one_window_to_the_next(answering, queries, noise):
     assert masks[STEP + 100] == 1.0
 
 
-def test_memory_does_not_grow_with_the_length(tiny, queries, noise):
-    stream, block = StemStream(tiny, queries(1), 16000, 2), noise(2, 16000)
+def test_memory_does_not_grow_with_the_length(answering, queries, noise):
+    stream, block = StemStream(answering(0.5), queries(1), 16000, 2), noise(2, 16000)
     held = []
     for _ in range(60):
         stream.process(block)

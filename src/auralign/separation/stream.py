@@ -219,21 +219,39 @@ class StemStream:
         self._pending_from = 0
         self._frame = 0
         self._mixture = np.zeros((channels, 0), dtype=np.float32)
+        self._input = np.zeros((channels, 0), dtype=np.float32)
+        self._step = max(1, round(_BLOCK_S * rate_hz))
         self._length = 0
 
     def process(self, block: Float[np.ndarray, "channel time"], last: bool = False) -> StemBlock:
-        """Take samples of the recording, give the stems' samples that are final; with ``last`` all that remain."""
+        """Take samples of the recording, give the stems' samples that are final; with ``last`` all that remain.
+
+        The work is done in steps of one second whatever comes in, so that sums are always taken in the same order
+        and the stems are the same bit for bit.
+        """
         self._length += block.shape[1]
         if last and not self._length:
             raise AudioError("there are no samples to separate")
+        waiting = np.concatenate([self._input, block], axis=1) if self._input.shape[1] else block
+        whole = waiting.shape[1] // self._step * self._step
+        with torch.inference_mode():
+            out = [
+                self._advance(waiting[:, at : at + self._step].copy()) for at in range(0, whole, self._step)
+            ]
+            self._input = waiting[:, whole:].copy()
+            if last:
+                out.append(self._advance(self._input, last=True))
+        return _joined(out, self.queries, self.channels)
+
+    def _advance(self, block: Float[np.ndarray, "channel time"], *, last: bool = False) -> StemBlock:
+        """One step through both transforms."""
         self._mixture = np.concatenate([self._mixture, block], axis=1)
         low = block if self._resampler is None else self._resampler.process(block, last)
-        with torch.inference_mode():
-            masks = self.masks.process(torch.from_numpy(np.ascontiguousarray(low)), last)
-            self._pending = torch.cat([self._pending, masks], dim=-1)
-            spec = self._forward.process(torch.from_numpy(np.ascontiguousarray(block)), last).spec
-            self._spec = torch.cat([self._spec, spec], dim=-1)
-            return self._give(self._ready(last), last)
+        masks = self.masks.process(torch.from_numpy(low), last)
+        self._pending = torch.cat([self._pending, masks], dim=-1)
+        spec = self._forward.process(torch.from_numpy(block), last).spec
+        self._spec = torch.cat([self._spec, spec], dim=-1)
+        return self._give(self._ready(last), last)
 
     def _ready(self, last: bool) -> int:
         """Native frames whose masks are there."""
@@ -267,6 +285,18 @@ class StemStream:
         self._pending = self._pending[..., used:].clone()
         self._pending_from += used
         return masked
+
+
+def _joined(blocks: list[StemBlock], queries: int, channels: int) -> StemBlock:
+    if len(blocks) == 1:
+        return blocks[0]
+    if not blocks:
+        empty = np.zeros((queries, channels, 0), dtype=np.float32)
+        return StemBlock(empty, empty[0])
+    return StemBlock(
+        np.concatenate([one.targets for one in blocks], axis=-1),
+        np.concatenate([one.residual for one in blocks], axis=-1),
+    )
 
 
 def stem_blocks(stream: StemStream, reader: AudioReader) -> Iterator[StemBlock]:
