@@ -38,7 +38,7 @@ class Task:
 
 TASKS = (
     Task("text", "garden", "birds", 'the text "birds singing"', texts=("birds singing",)),
-    Task("picture", "garden", "birds", "a picture of a magpie", images=(SOUNDS / "magpie.png",)),
+    Task("picture", "evening", "guitar", "a picture of a guitar", images=(SOUNDS / "guitar.png",)),
     Task(
         "example", "evening", "guitar", "another guitar, recorded", audios=(SOUNDS / "guitar-example.flac",)
     ),
