@@ -83,7 +83,8 @@ def _peer(proposal: Tensor, old: Tensor, work: Work) -> _Side:
         new = policy(proposal)
         log_prob = new.log_prob(mask.transpose(0, 1)).mean()
         divergence = kl_divergence(new, policy(old)).mean()
-        return log_prob + LAMBDA_ENTROPY * new.entropy().mean() - LAMBDA_KL * divergence
+        total: Tensor = log_prob + LAMBDA_ENTROPY * new.entropy().mean() - LAMBDA_KL * divergence
+        return total
 
     return _Side(draw, loss)
 

@@ -27,7 +27,8 @@ from auralign.runtime import weights
 from auralign.separation import DEFAULT_MODEL
 from auralign.separation.stream import StemStream
 
-SHIPPED_SIZE = {"widths": (32, 64, 128, 224), "fine": 16, "hidden": 96, "query_dim": 256}
+QUERY_DIM = 256
+SHIPPED_SIZE = {"widths": (32, 64, 128, 224), "fine": 16, "hidden": 96, "query_dim": QUERY_DIM}
 AGREEMENT = 1e-4
 """Largest difference of a sample that still counts as the same stem."""
 
@@ -88,7 +89,7 @@ def _noise(seconds: int, rate_hz: int, channels: int) -> Float32[np.ndarray, "ch
 
 
 def _vectors(count: int) -> Float[Tensor, "query dim"]:
-    vectors = torch.randn(count, SHIPPED_SIZE["query_dim"], generator=torch.Generator().manual_seed(1))
+    vectors = torch.randn(count, QUERY_DIM, generator=torch.Generator().manual_seed(1))
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 

@@ -152,9 +152,7 @@ class Answerer:
             if asked.images:
                 read = self.model.backbones.read_picture
 
-                vectors += self.model.image_queries(
-                    torch.stack([read(path) for path in asked.images])
-                )
+                vectors += self.model.image_queries(torch.stack([read(path) for path in asked.images]))
             for clip in asked.clips:
                 wave = torch.from_numpy(self.items.renderer.samples(clip)[: 16_000 * 4])
                 vectors += self.model.audio_queries(wave[None])

@@ -117,7 +117,8 @@ class BetaMask:
             x = standard_gamma(alpha, group, generator, pairing)
             y = standard_gamma(alpha.neg_().add_(self.kappa + 2), group, generator, pairing)
             torch.div(x, y.add_(x), out=out).clamp_(MASK_EPS, 1 - MASK_EPS)
-        return mask.unflatten(2, self.proposal.shape[1:])
+        shaped: Tensor = mask.unflatten(2, self.proposal.shape[1:])
+        return shaped
 
     def log_prob(self, mask: Float[Tensor, "batch group *bins"]) -> Float[Tensor, "batch group *bins"]:
         """Log-density of each bin, κP ln M + κ(1 − P) ln(1 − M) − ln B(α, β)."""
@@ -214,7 +215,7 @@ def policy_terms(
         flat = weight.detach().to(p.dtype).flatten(1)
         share = flat / flat.sum(1, keepdim=True)
     fixed = tuple((anchor.mode.detach().flatten(1), anchor.kappa) for anchor in anchors)
-    log_prob, entropy, *kl = _Terms.apply(p, action, policy.kappa, share, fixed)
+    log_prob, entropy, *kl = _Terms.apply(p, action, policy.kappa, share, fixed)  # type: ignore[no-untyped-call]
     return PolicyTerms(log_prob, entropy, tuple(kl))
 
 
@@ -222,7 +223,7 @@ class _Terms(torch.autograd.Function):
     """Forward and backward pass of `policy_terms` on flat bins, a few items at a time."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         p: Tensor,
         mask: Tensor,
