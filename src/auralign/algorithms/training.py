@@ -86,7 +86,7 @@ def cosine_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     """Linear warm-up, then half a cosine down to a hundredth of the peak.
 
     >>> [round(cosine_rate(s, 100, 10, 1.0), 2) for s in (0, 9, 55, 99)]
-    [0.1, 1.0, 0.5, 0.01]
+    [0.1, 1.0, 0.51, 0.01]
     """
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -102,7 +102,7 @@ def _check_agreement(sides: dict[str, _Side], proposal: Tensor, name: str) -> fl
     found = []
     for side in sides.values():
         value = side.loss(mask)
-        found.append((float(value), torch.autograd.grad(value, proposal)[0]))
+        found.append((float(value.detach()), torch.autograd.grad(value, proposal)[0]))
     (ours, slope), (peer, peer_slope) = found
     difference = max(abs(ours - peer), float((slope - peer_slope).abs().max() / peer_slope.abs().max()))
     if not difference <= AGREEMENT:

@@ -11,6 +11,7 @@ With one update per snapshot r is exactly 1, nothing is clipped, and the objecti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -152,12 +153,8 @@ def _share(log_ratio: Tensor, kept: Tensor | None, weight: Tensor | None) -> Ten
     batch, group, *bins = log_ratio.shape
     if kept is None:
         kept = torch.ones(batch, group, dtype=torch.bool, device=log_ratio.device)
-    member = kept / kept.sum().clamp_min(1)
+    member = (kept.to(log_ratio.dtype) / kept.sum().clamp_min(1)).view(batch, group, *[1] * len(bins))
     if weight is None:
-        each = torch.full((1, 1), 1 / max(1, log_ratio[0, 0].numel()), device=log_ratio.device)
-        return (
-            (member * each).view(batch, group, *[1] * len(bins)).to(log_ratio.dtype).expand(log_ratio.shape)
-        )
+        return (member / max(1, math.prod(bins))).expand(log_ratio.shape)
     flat = weight.detach().to(log_ratio.dtype).flatten(1)
-    inside = (flat / flat.sum(1, keepdim=True)).view(batch, 1, *bins)
-    return inside * member.to(log_ratio.dtype).view(batch, group, *[1] * len(bins))
+    return (flat / flat.sum(1, keepdim=True)).view(batch, 1, *bins) * member
