@@ -229,7 +229,9 @@ def published_loss(
     return {
         "bce": weighted_bce(logits[:, :2], target * batch.present[:, :2, None, None], weight),
         "leak_db": leak_db(mask[:, 2:], warped.square()).mean(),
-        "presence": F.binary_cross_entropy_with_logits(net.presence_logits(warped, logits), batch.present),
+        "presence": F.binary_cross_entropy_with_logits(
+            net.presence_logits(warped, logits.detach()), batch.present
+        ),
         "error_db": audible * 0,
     }
 
