@@ -31,9 +31,7 @@ _BLOCK_S = 1.0
 _QUIET = 1e-10  # windows below this mean power say nothing about presence
 _LOUD = 1e15  # amplitudes above it are scaled down before they are squared, or float32 would overflow
 _TOP_HZ = 6000.0
-_CANCELLED = (
-    0.05  # the channels' mean is used unless it has less than this share of the strongest one's power
-)
+_CANCELLED = 0.05  # the mean of channels is used unless it has less of the strongest one's power than this
 
 
 @dataclass
