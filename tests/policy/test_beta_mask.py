@@ -138,6 +138,19 @@ def test_draws_of_a_whole_proposal_follow_each_bins_own_law(monkeypatch):
         assert scipy.stats.kstest(item, "uniform").pvalue > 1e-3
 
 
+def test_rejected_draws_are_drawn_again_exactly_and_for_their_own_bin():
+    shape = torch.tensor([[1.0, 1000.0], [1000.0, 1.0]], dtype=torch.float64).repeat_interleave(
+        300_000, dim=1
+    )
+    drawn = gamma.standard_gamma(shape, 2, seeded(), "independent").view(2, 2, 2, -1)
+    assert drawn.min() > 0
+    exponential = torch.cat([drawn[0, :, 0].flatten(), drawn[1, :, 1].flatten()])
+    assert scipy.stats.kstest(exponential.numpy(), scipy.stats.gamma(1).cdf).pvalue > 1e-3
+    assert exponential.max() < 100
+    assert drawn[0, :, 1].min() > 500
+    assert drawn[1, :, 0].min() > 500
+
+
 def test_antithetic_members_are_mirrored_and_others_are_not():
     for p, most in ((0.02, -0.3), (0.3, -0.8), (0.5, -0.9)):
         masks = flat(p, 50_000).sample(seeded(), 4, pairing="antithetic")[0]

@@ -72,6 +72,18 @@ def test_the_surrogate_is_the_smaller_of_two_products_and_flat_where_clipped(rat
     assert slope.item() == pytest.approx(0.0 if clipped else ratio * advantage)
 
 
+def test_approx_kl_is_not_negative_in_any_draw_and_the_old_policy_gets_no_gradient():
+    new = torch.tensor([[0.3], [-0.3]], requires_grad=True)
+    old = torch.zeros(2, 1, requires_grad=True)
+    step = log_ratio(new, old, form="mean_log")
+    for each in step.detach():
+        found = clipped_surrogate(each[None], torch.ones(1, 1))
+        assert found.approx_kl.item() == pytest.approx(math.exp(each.item()) - 1 - each.item(), rel=1e-5)
+    clipped_surrogate(step, torch.tensor([[1.0], [1.0]])).objective.backward()
+    assert old.grad is None
+    assert new.grad.tolist() == [[0.0], [pytest.approx(math.exp(-0.3) / 2)]]
+
+
 def test_approx_kl_estimates_the_divergence_of_the_old_from_the_new_policy():
     old = BetaMask(torch.full((1, 1), 0.3, dtype=torch.float64))
     new = BetaMask(torch.full((1, 1), 0.4, dtype=torch.float64))
