@@ -1,0 +1,1 @@
+"""Rewards: what a separated sound is worth, as functions of a scene."""
