@@ -37,15 +37,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from auralign.algorithms.omnisep_loss import (
-    binary_target,
-    leak_db,
-    magnitude_weight,
-    mask_error_db,
-    soft_bce,
-    weighted_bce,
-)
 from auralign.algorithms.query_banks import QueryBanks, RawQueries, draw_queries
+from auralign.algorithms.separator_pass import (
+    LossConfig,
+    Mixtures,
+    separator_pass,
+    supervised_terms,
+    weighted_sum,
+)
 from auralign.algorithms.training import (
     Averager,
     BatchNormMean,
@@ -60,10 +59,8 @@ from auralign.algorithms.training import (
 )
 from auralign.data.mixer import MixBatch, MixConfig
 from auralign.errors import UsageError
-from auralign.models.bands import best_band_mask
-from auralign.models.omnisep import OmniSepNet, SmallSeparator
-from auralign.models.query_encoder import QueryHeads, info_nce
 from auralign.models.separator import SeparatorModel
+from auralign.runtime.device import training_device
 from auralign.runtime.distributed import World, world
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
@@ -71,22 +68,6 @@ from auralign.runtime.signals import GracefulStop
 from auralign.runtime.tracker import Tracker
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the loss terms."""
-
-    error_db: float = 0.1
-    """Error of present sources in dB (network ``small``)."""
-    leak_db: float = 0.03
-    """Level of what an absent query lets through, dB."""
-    bce: float = 1.0
-    """Cross-entropy of the masks: soft target for ``small``, the published weighted binary one for ``omnisep``."""
-    presence: float = 0.2
-    """Cross-entropy of the presence score."""
-    align: float = 0.05
-    """InfoNCE between the modalities of a query."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +120,8 @@ class Config:
     """Decay of the averaged weights, which are what is saved and scored."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Arithmetic of the network; losses stay in float32."""
+    device: str = "auto"
+    """Where to train: auto (CUDA where there is one), cpu, cuda or cuda:N."""
     validate_every: int = 500
     """Steps between validations, checkpoints and sound samples."""
     seed: int = 0
@@ -167,16 +150,6 @@ class Config:
         }
 
 
-@dataclass(frozen=True)
-class Mixtures:
-    """A batch as tensors: sources after equalisation, and their sum."""
-
-    sources: Float[Tensor, "batch source time"]
-    mixture: Float[Tensor, "batch time"]
-    present: Float[Tensor, "batch query"]
-    raw: RawQueries
-
-
 def draw(cfg: Config, corpus: Corpus, banks: QueryBanks, step: int, micro: int) -> Mixtures:
     """Mixtures and queries of one micro-batch; they follow from the seed, the step and its number alone."""
     rng = np.random.default_rng(derive(cfg.seed, "batch", step, micro))
@@ -189,86 +162,24 @@ def draw(cfg: Config, corpus: Corpus, banks: QueryBanks, step: int, micro: int) 
     return Mixtures(stacked[:, :2], stacked.sum(dim=1), present, raw)
 
 
-def small_loss(
-    cfg: Config, net: SmallSeparator, spec: Tensor, source_spec: Tensor, batch: Mixtures, query: Tensor
-) -> dict[str, Tensor]:
-    """Loss terms of the small network, all in the band domain."""
-    with torch.no_grad():
-        energy, best = best_band_mask(spec[:, None], source_spec, net.bands)
-        source_energy = net.bands(source_spec.real.square() + source_spec.imag.square())
-        best = torch.cat([best, torch.zeros_like(best[:, :1])], dim=1)  # the absent query
-        energy = energy[:, 0]
-    with torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-        out = net.net(net.log_energy(energy), net.taps(batch.mixture), query)
-    mask, logits = out.mask, out.logits
-    audible = batch.present[:, :2]
-    error = mask_error_db(mask[:, :2], best[:, :2], energy, source_energy)
-    leak = leak_db(mask, energy)
-    silent = 1 - batch.present
-    return {
-        "error_db": (error * audible).sum() / audible.sum(),
-        "leak_db": (leak * silent).sum() / silent.sum(),
-        "bce": soft_bce(logits, best, energy),
-        "presence": F.binary_cross_entropy_with_logits(out.presence, batch.present),
-    }
-
-
-def published_loss(
-    cfg: Config, net: OmniSepNet, spec: Tensor, source_spec: Tensor, batch: Mixtures, query: Tensor
-) -> dict[str, Tensor]:
-    """Loss terms of the published network: weighted BCE to binary masks on the warped axis, N = 2."""
-    with torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-        warped, latents = net.latent_masks(spec.abs())
-        logits = net.logits(latents, query)
-    with torch.no_grad():
-        sources = net.warp(source_spec.abs())
-        target = binary_target(sources, warped)
-        weight = magnitude_weight(warped)
-    audible = batch.present[:, :2].sum() / batch.present[:, :2].numel()
-    mask = torch.sigmoid(logits)
-    return {
-        "bce": weighted_bce(logits[:, :2], target * batch.present[:, :2, None, None], weight),
-        "leak_db": leak_db(mask[:, 2:], warped.square()).mean(),
-        "presence": F.binary_cross_entropy_with_logits(
-            net.presence_logits(warped, logits.detach()), batch.present
-        ),
-        "error_db": audible * 0,
-    }
-
-
-def alignment_loss(heads: QueryHeads, raw: RawQueries) -> Float[Tensor, ""]:
-    """InfoNCE between text and audio and between text and picture of all queries of a batch."""
-    labels = raw.labels.flatten()
-    scale = heads.log_scale.exp().clamp(max=100)
-    text = heads(raw.features["text"], "text").flatten(0, 1)
-    audio = heads(raw.features["audio"], "audio").flatten(0, 1)
-    loss = info_nce(text, audio, labels, scale)
-    shown = raw.has_image.flatten() > 0
-    if bool(shown.any()):
-        image = heads(raw.features["image"], "image").flatten(0, 1)
-        loss = loss + info_nce(text, image, labels, scale, shown)
-    return loss
+def query_vectors(
+    cfg: Config, model: SeparatorModel, raw: RawQueries, rng: torch.Generator
+) -> Float[Tensor, "batch query dim"]:
+    """Query-Mixup of a batch's queries, each moved by a short random vector."""
+    query = raw.embed(model.heads, unit=model.unit_queries)
+    noise = F.normalize(torch.randn(query.shape, generator=rng), dim=-1) * cfg.query_noise
+    query = query + noise.to(query.device)
+    return F.normalize(query, dim=-1) if model.unit_queries else query
 
 
 def loss_terms(
     cfg: Config, model: SeparatorModel, batch: Mixtures, rng: torch.Generator
 ) -> dict[str, Tensor]:
     """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``."""
-    frames = cfg.mix.samples // model.hop
-    spec = model.spectrogram(batch.mixture)[..., :frames]
-    source_spec = model.spectrogram(batch.sources)[..., :frames]
-    query = batch.raw.embed(model.heads, unit=model.unit_queries)
-    noise = F.normalize(torch.randn(query.shape, generator=rng), dim=-1) * cfg.query_noise
-    query = query + noise
-    query = F.normalize(query, dim=-1) if model.unit_queries else query
-    if isinstance(model.net, SmallSeparator):
-        terms = small_loss(cfg, model.net, spec, source_spec, batch, query)
-    else:
-        terms = published_loss(cfg, model.net, spec, source_spec, batch, query)
-    terms["align"] = alignment_loss(model.heads, batch.raw)
-    weights = vars(cfg.loss)
-    terms["loss"] = sum((weights[name] * value for name, value in terms.items()), start=torch.zeros(()))
-    return terms
+    query = query_vectors(cfg, model, batch.raw, rng)
+    out = separator_pass(model, batch.mixture, query, bfloat16=cfg.precision == "bfloat16")
+    terms = supervised_terms(model, out, batch)
+    return {**terms, "loss": weighted_sum(terms, cfg.loss)}
 
 
 def build(cfg: Config, corpus: Corpus) -> SeparatorModel:
@@ -297,7 +208,7 @@ def update(
     sums: dict[str, float] = {}
     norms = BatchNormMean(model)
     for micro in here.share(cfg.accumulate):
-        batch = draw(cfg, corpus, banks, state.step, micro)
+        batch = draw(cfg, corpus, banks, state.step, micro).to(model.device)
         noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", state.step, micro))
         with norms:
             terms = loss_terms(cfg, model, batch, noise)
@@ -324,13 +235,14 @@ def train(cfg: Config, run: Run) -> None:
         KeyboardInterrupt: The run was asked to stop; its checkpoint is written.
     """
     with world() as here, GracefulStop() as stop:
+        device = training_device(cfg.device, here.local_rank)
         if cfg.accumulate % here.size:
             raise UsageError(
                 f"accumulate is {cfg.accumulate} for {here.size} processes",
                 hint="take a multiple of their number",
             )
         corpus = load_corpus(cfg.corpus, cfg.mix)
-        model = build(cfg, corpus)
+        model = build(cfg, corpus).to(device)
         banks = corpus.query_banks(model.backbones)
         optimiser = torch.optim.AdamW(decay_groups(model, cfg.weight_decay), lr=cfg.rate, betas=(0.9, 0.98))
         state = TrainState(model, Averager(model, cfg.ema), optimiser)

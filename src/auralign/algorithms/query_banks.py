@@ -84,6 +84,13 @@ class RawQueries:
     has_image: Float[Tensor, "batch query"]
     labels: Int[Tensor, "batch query"]
 
+    def to(self, device: torch.device) -> RawQueries:
+        """The same queries on another device."""
+        features = {name: value.to(device) for name, value in self.features.items()}
+        return RawQueries(
+            features, self.weights.to(device), self.has_image.to(device), self.labels.to(device)
+        )
+
     def embed(self, heads: QueryHeads, *, unit: bool) -> Float[Tensor, "batch query dim"]:
         """Query-Mixup of the heads' outputs, brought to unit length if ``unit``."""
         empty = self.weights.new_zeros(*self.labels.shape, heads.dim)

@@ -238,7 +238,7 @@ def validate(
         for number in range(batches):
             rng = np.random.default_rng(derive(seed, "validation", number))
             batch = corpus.validation.batch(rng, size)
-            sources = torch.from_numpy(batch.sources)
+            sources = torch.from_numpy(batch.sources).to(model.device)
             mixture = sources.sum(dim=1)
             wanted = np.concatenate([batch.labels, batch.absent[:, None]], axis=1)
             estimate, presence = model.separate_wave(mixture, phrases[torch.from_numpy(wanted)])
@@ -248,7 +248,7 @@ def validate(
             absent.append(presence[:, 2])
     gain = torch.cat(improvements).flatten()
     gain = gain[gain.isfinite()]
-    here, gone = torch.cat(present), torch.cat(absent)
+    here, gone = torch.cat(present).cpu(), torch.cat(absent).cpu()
     auc = ((here[:, None] > gone).double() + 0.5 * (here[:, None] == gone).double()).mean()
     return {
         "si_sdri": float(gain.mean()),
@@ -267,7 +267,7 @@ def write_samples(
     with _evaluation(model):
         phrases = [[corpus.texts[label][0] for label in row] for row in batch.labels]
         query = torch.stack([torch.stack([q.vector for q in model.text_queries(row)]) for row in phrases])
-        estimate, _ = model.separate_wave(sources.sum(dim=1), query)
+        estimate = model.separate_wave(sources.sum(dim=1).to(model.device), query)[0].cpu()
     for n in range(count):
         tracker.sound(step, f"{n}-mixture", sources[n].sum(dim=0, keepdim=True).numpy(), model.rate_hz)
         for k, words in enumerate(phrases[n]):

@@ -87,6 +87,11 @@ class SeparatorModel(nn.Module):
             self.net.share(self.backbones)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.heads.log_scale.device
+
+    @property
     def space(self) -> str:
         """Fingerprint of the query heads; vectors of other heads are refused."""
         digest = hashlib.sha256()
@@ -176,7 +181,7 @@ class SeparatorModel(nn.Module):
     def _vectors(self, raw: Tensor, modality: Modality) -> list[QueryVector]:
         space = self.space
         with torch.no_grad():
-            return [QueryVector(row, space) for row in self.heads(raw, modality)]
+            return [QueryVector(row, space) for row in self.heads(raw.to(self.device), modality)]
 
     def save(self, folder: Path, card: dict[str, Any], *, half: bool = True) -> None:
         """Write ``model.safetensors`` and ``card.json``.

@@ -44,6 +44,19 @@ def pick(name: str = "auto") -> Choice:
     return Choice(device, "asked for")
 
 
+def training_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """Where to train: for ``auto`` this process's CUDA device, else the CPU.
+
+    Apple's GPU has to be named, because training was never tried on it.
+
+    Raises:
+        UsageError: The named device does not exist here.
+    """
+    if name != "auto":
+        return pick(name).device
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def _best() -> Choice:
     if torch.cuda.is_available():
         return Choice(torch.device("cuda"), f"{torch.cuda.get_device_name(0)} is present")

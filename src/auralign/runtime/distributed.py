@@ -53,33 +53,38 @@ class World:
         """The mean over processes, elementwise; the same on all of them. Not differentiable."""
         if self.size == 1:
             return value.detach()
-        total = value.detach().clone()
+        total = value.detach().clone().to(self._wire(value))
         dist.all_reduce(total)
-        return total / self.size
+        return (total / self.size).to(value.device)
 
     def gather(self, value: Shaped[Tensor, "item *rest"]) -> Shaped[Tensor, "all *rest"]:
         """Rows of all processes in order of rank, on all of them; each may have another number of rows."""
         if self.size == 1:
             return value.detach()
-        counts = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor([len(value)], device=value.device))
+        wire = self._wire(value)
+        counts = [torch.zeros(1, dtype=torch.int64, device=wire) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(value)], device=wire))
         lengths = [int(count) for count in counts]
-        padded = value.new_zeros((max(lengths), *value.shape[1:]))
+        padded = value.new_zeros((max(lengths), *value.shape[1:]), device=wire)
         padded[: len(value)] = value.detach()
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        whole = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        return whole.to(value.device)
 
     def gather_json(self, value: Any) -> list[Any]:
         """One JSON value from each process, in order of rank, on all of them."""
         if self.size == 1:
             return [json.loads(json.dumps(value))]
-        device = f"cuda:{self.local_rank}" if dist.get_backend() == "nccl" else "cpu"
-        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
-        lengths = self.gather(torch.tensor([len(data)], device=device)).tolist()
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([len(data)])).tolist()
         whole = bytes(self.gather(data).tolist())
         ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
         return [json.loads(whole[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+
+    def _wire(self, value: Tensor) -> torch.device:
+        """Where the backend wants a value: NCCL takes tensors of this process's GPU only."""
+        return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else value.device
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with averaged gradients; itself in a single process."""
