@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from auralign.algorithms import omnisep
-from auralign.algorithms.omnisep import Config, build, draw, loss_terms, train
+from auralign.algorithms.batches import draw
+from auralign.algorithms.omnisep import Config, build, loss_terms, train
 from auralign.algorithms.omnisep_loss import binary_target, magnitude_weight, weighted_bce
 from auralign.algorithms.separator_pass import LossConfig, alignment_loss
 from auralign.algorithms.training import Averager, TrainState, decay_groups, load_corpus

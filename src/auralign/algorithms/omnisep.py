@@ -31,13 +31,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
-from auralign.algorithms.query_banks import QueryBanks, RawQueries, draw_queries
+from auralign.algorithms.batches import draw, query_vectors
+from auralign.algorithms.query_banks import QueryBanks
 from auralign.algorithms.separator_pass import (
     LossConfig,
     Mixtures,
@@ -52,12 +50,11 @@ from auralign.algorithms.training import (
     TrainState,
     cosine_rate,
     decay_groups,
-    equalise,
     load_corpus,
     validate,
     write_samples,
 )
-from auralign.data.mixer import MixBatch, MixConfig
+from auralign.data.mixer import MixConfig
 from auralign.errors import UsageError
 from auralign.models.separator import SeparatorModel
 from auralign.runtime.device import training_device
@@ -148,28 +145,6 @@ class Config:
             "hidden": self.hidden,
             "query_dim": self.query_dim,
         }
-
-
-def draw(cfg: Config, corpus: Corpus, banks: QueryBanks, step: int, micro: int) -> Mixtures:
-    """Mixtures and queries of one micro-batch; they follow from the seed, the step and its number alone."""
-    rng = np.random.default_rng(derive(cfg.seed, "batch", step, micro))
-    batch: MixBatch = corpus.mixer.batch(rng, cfg.batch)
-    stacked = torch.from_numpy(np.concatenate([batch.sources, batch.distractor[:, None]], axis=1))
-    if cfg.mix.equaliser_db > 0:
-        stacked = equalise(stacked, rng, cfg.mix.equaliser_db)
-    raw = draw_queries(rng, batch, corpus.mixer, banks, cfg.modalities)
-    present = torch.cat([torch.from_numpy(batch.audible).float(), torch.zeros(cfg.batch, 1)], dim=1)
-    return Mixtures(stacked[:, :2], stacked.sum(dim=1), present, raw)
-
-
-def query_vectors(
-    cfg: Config, model: SeparatorModel, raw: RawQueries, rng: torch.Generator
-) -> Float[Tensor, "batch query dim"]:
-    """Query-Mixup of a batch's queries, each moved by a short random vector."""
-    query = raw.embed(model.heads, unit=model.unit_queries)
-    noise = F.normalize(torch.randn(query.shape, generator=rng), dim=-1) * cfg.query_noise
-    query = query + noise.to(query.device)
-    return F.normalize(query, dim=-1) if model.unit_queries else query
 
 
 def loss_terms(

@@ -55,8 +55,9 @@ class Mixtures:
 
     def to(self, device: torch.device) -> Mixtures:
         """The same batch on another device."""
-        moved = (value.to(device) for value in (self.sources, self.mixture, self.present))
-        return Mixtures(*moved, self.raw.to(device))
+        return Mixtures(
+            self.sources.to(device), self.mixture.to(device), self.present.to(device), self.raw.to(device)
+        )
 
 
 @dataclass(frozen=True)
