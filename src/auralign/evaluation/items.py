@@ -17,8 +17,9 @@ from auralign.data.mixtures import MixtureRenderer, MixtureSpec, list_path, read
 from auralign.errors import DataError, UsageError
 from auralign.evaluation.separation import EvaluationItem, FailedItem
 
-Modality = Literal["text", "paraphrase", "image", "audio"]
+Modality = Literal["text", "paraphrase", "image", "audio", "combined"]
 EXAMPLES = 5  # recordings an audio query listens to, as in OmniSep's evaluation
+EXAMPLE_SAMPLES = 16_000 * 4  # of each of them
 ABSENT_EVERY = 3  # one item in three is also asked for a sound that is not there
 
 
@@ -102,7 +103,8 @@ class SoundboxItems:
 
         Text is the list's own; a paraphrase is one that training never saw. Audio is up to five training recordings
         of the class (others of the class where it was never trained), none of the target's own source. Image is a
-        picture that training did not see.
+        picture that training did not see. Combined is the text with the unseen picture and the recordings, as far
+        as the class has them.
 
         Raises:
             UsageError: The class has no picture, no paraphrase, or no other recording.
@@ -120,13 +122,22 @@ class SoundboxItems:
             if not paths:
                 raise UsageError(f"the class {label!r} has no picture", where=spec.id)
             return Asked("image", label, images=tuple(self.root / path for path in paths[:1]))
-        own = self.clips[spec.components[spec.target].clip].source
-        clips = [clip.id for clip in self._examples[label] if clip.source != own][:40]
+        clips = self._recordings(spec, label)
+        if modality == "combined":
+            unseen = self.classes[label].get("pictures", {}).get("test") or []
+            shown = tuple(self.root / path for path in unseen[:1])
+            return Asked("combined", label, texts=(spec.query,), images=shown, clips=clips)
         if not clips:
             raise UsageError(f"the class {label!r} has no other recording", where=spec.id)
+        return Asked("audio", label, clips=clips)
+
+    def _recordings(self, spec: MixtureSpec, label: str) -> tuple[str, ...]:
+        """Up to five recordings of the class, none of the target's own source; the same for every query of an item."""
+        own = self.clips[spec.components[spec.target].clip].source
+        clips = [clip.id for clip in self._examples[label] if clip.source != own][:40]
         rng = np.random.default_rng([self.seed, spec.seed])
         chosen = rng.permutation(len(clips))[:EXAMPLES]
-        return Asked("audio", label, clips=tuple(clips[n] for n in sorted(chosen)))
+        return tuple(clips[n] for n in sorted(chosen))
 
     def _absent(self, spec: MixtureSpec, labels: Sequence[str]) -> str:
         near = {other for label in labels for other in self.classes[label].get("confusable", [])} | set(

@@ -14,7 +14,7 @@ import soxr
 import torch
 
 from auralign.errors import UsageError
-from auralign.evaluation.items import Asked, Modality, SoundboxItems
+from auralign.evaluation.items import EXAMPLE_SAMPLES, Asked, Modality, SoundboxItems
 from auralign.evaluation.presets import PRESETS
 from auralign.evaluation.separation import (
     INPUT,
@@ -144,19 +144,18 @@ class Answerer:
         self._vectors: dict[Asked, QueryVector] = {}
 
     def vector(self, asked: Asked) -> QueryVector:
-        """The query's vector; several texts, pictures or recordings are averaged."""
+        """The query's vector: each modality's texts, pictures or recordings are averaged, then the modalities."""
         if asked not in self._vectors:
-            vectors: list[QueryVector] = []
+            kinds: list[list[QueryVector]] = []
             if asked.texts:
-                vectors += self.model.text_queries(asked.texts)
+                kinds.append(self.model.text_queries(asked.texts))
             if asked.images:
                 read = self.model.backbones.read_picture
-
-                vectors += self.model.image_queries(torch.stack([read(path) for path in asked.images]))
-            for clip in asked.clips:
-                wave = torch.from_numpy(self.items.renderer.samples(clip)[: 16_000 * 4])
-                vectors += self.model.audio_queries(wave[None])
-            self._vectors[asked] = self.model.combine(vectors)
+                kinds.append(self.model.image_queries(torch.stack([read(path) for path in asked.images])))
+            if asked.clips:
+                waves = [self.items.renderer.samples(clip)[:EXAMPLE_SAMPLES] for clip in asked.clips]
+                kinds.append([self.model.audio_queries(torch.from_numpy(wave)[None])[0] for wave in waves])
+            self._vectors[asked] = self.model.combine([self.model.combine(vectors) for vectors in kinds])
         return self._vectors[asked]
 
     def __call__(self, mixture: np.ndarray, query: object) -> tuple[np.ndarray, np.ndarray, float | None]:

@@ -71,6 +71,20 @@ class BssEval:
 
 
 @dataclass(frozen=True)
+class BssTarget:
+    """The three ratios of many estimates of one target, in dB."""
+
+    sdr_db: Float64[Tensor, " est"]
+    """Signal to distortion."""
+    sir_db: Float64[Tensor, " est"]
+    """Signal to interference."""
+    sar_db: Float64[Tensor, " est"]
+    """Signal to artefacts."""
+    reasons: tuple[str, ...]
+    """Per estimate: why a ratio is nan, or what was done to get it."""
+
+
+@dataclass(frozen=True)
 class _Shares:
     """Energies of the parts of every estimate (rows) for every reference (columns), estimate of unit norm."""
 
@@ -108,25 +122,34 @@ def bss_eval_v3(
         raise UsageError(
             f"filter_samples is {filter_samples}", where="bss_eval", hint="use 512, as the papers do"
         )
-    n_sources, n_time = ref.shape
-    est, ref = est.detach().double(), ref.detach().double()
-    refusals = _refusals(est=est, ref=ref)
-    est_heard = [i for i in range(n_sources) if not refusals[0][i]]
-    ref_heard = [j for j in range(n_sources) if not refusals[1][j]]
-    grid = torch.full((3, n_sources, n_sources), torch.nan, dtype=torch.float64)
-    note = ""
-    if est_heard and ref_heard:
-        shares, note = _energy_shares(est[est_heard], ref[ref_heard], filter_samples)
-        grid[:, torch.tensor(est_heard)[:, None], torch.tensor(ref_heard)] = _ratios(shares)
-    blind = _blind_spots(len(ref_heard), n_time, filter_samples)
-    if blind:
-        grid[1] = torch.nan
-    if blind == TOO_SHORT:
-        grid[2] = torch.nan
+    n_sources = ref.shape[0]
+    grid, refusals, said = _grid(est.detach().double(), ref.detach().double(), filter_samples)
     order = _best_order(grid[1]) if permutation else tuple(range(n_sources))
     picked = grid[:, list(order), list(range(n_sources))]
-    reasons = tuple(refusals[1][j] or refusals[0][order[j]] or blind or note for j in range(n_sources))
+    reasons = tuple(refusals[1][j] or refusals[0][order[j]] or said for j in range(n_sources))
     return BssEval(picked[0], picked[1], picked[2], order, reasons)
+
+
+def bss_eval_target(
+    *,
+    est: Float[Tensor, "est time"],
+    ref: Float[Tensor, "source time"],
+    filter_samples: int = FILTER_SAMPLES,
+) -> BssTarget:
+    """Version 3 for any number of estimates of the first reference, with one solve for all of them.
+
+    What :func:`bss_eval_v3` gives for the first source does not depend on the other estimates, so systems that
+    answered for the same mixture share the Gram matrix and its factors.
+
+    Args:
+        est: Estimates of the target.
+        ref: References; the first is the target.
+        filter_samples: Taps of the forgiven filter.
+    """
+    require_same_shape(est=est[0], ref=ref[0])
+    grid, refusals, said = _grid(est.detach().double(), ref.detach().double(), filter_samples)
+    reasons = tuple(refusals[1][0] or refused or said for refused in refusals[0])
+    return BssTarget(grid[0, :, 0], grid[1, :, 0], grid[2, :, 0], reasons)
 
 
 def bss_eval_v4(
@@ -148,6 +171,26 @@ def bss_eval_v4(
     filtered = bss_eval_v3(est=est, ref=ref, filter_samples=filter_samples, permutation=permutation)
     plain = snr(est=est.detach()[list(filtered.permutation)], ref=ref.detach())
     return BssEval(plain, filtered.sir_db, filtered.sar_db, filtered.permutation, filtered.reasons)
+
+
+def _grid(
+    est: Float64[Tensor, "est time"], ref: Float64[Tensor, "ref time"], taps: int
+) -> tuple[Float64[Tensor, "3 est ref"], tuple[list[str], list[str]], str]:
+    """Ratios of every estimate for every reference, what had to be left out and why, and what holds for all."""
+    refusals = _refusals(est=est, ref=ref)
+    est_heard = [i for i, why in enumerate(refusals[0]) if not why]
+    ref_heard = [j for j, why in enumerate(refusals[1]) if not why]
+    grid = torch.full((3, len(est), len(ref)), torch.nan, dtype=torch.float64)
+    note = ""
+    if est_heard and ref_heard:
+        shares, note = _energy_shares(est[est_heard], ref[ref_heard], taps)
+        grid[:, torch.tensor(est_heard)[:, None], torch.tensor(ref_heard)] = _ratios(shares)
+    blind = _blind_spots(len(ref_heard), ref.shape[-1], taps)
+    if blind:
+        grid[1] = torch.nan
+    if blind == TOO_SHORT:
+        grid[2] = torch.nan
+    return grid, refusals, blind or note
 
 
 def _refusals(*, est: Tensor, ref: Tensor) -> tuple[list[str], list[str]]:

@@ -236,3 +236,54 @@ def class_means(values: Values, classes: Sequence[str]) -> dict[str, float]:
 def class_medians(values: Values, classes: Sequence[str]) -> dict[str, float]:
     """Median of every class, by name; their :func:`mean` is AudioSep's figure for AudioSet."""
     return _per_class(values, classes, median)
+
+
+def shared_intervals(
+    columns: Float[np.ndarray, "item column"],
+    clusters: Sequence[str],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float64[np.ndarray, "2 column"]:
+    r"""Cluster bootstrap intervals of the means of many columns, from one set of resamples.
+
+    Clusters, not items, are drawn with replacement (Davison, Hinkley 1997, Sec. 3.8), so that items which share a
+    recording do not count as independent; a resample's mean is :math:`\sum_c w_c s_c / \sum_c w_c n_c` with the
+    cluster's sum :math:`s_c` and count :math:`n_c`. With one item a cluster it is the plain bootstrap. A nan value
+    leaves its item out of that column only; a column with fewer than two clusters has no interval.
+
+    Args:
+        columns: One row per item.
+        clusters: What the items belong to.
+        level: Coverage, between 0 and 1.
+        resamples: Number of resamples with replacement.
+        seed: Seed of the resampling.
+
+    >>> shared_intervals(np.array([[1.0], [3.0], [1.0], [3.0]]), ["a", "a", "b", "b"]).tolist()
+    [[2.0], [2.0]]
+    """
+    if len(clusters) != len(columns):
+        raise UsageError(f"{len(columns)} items, {len(clusters)} clusters", where="bootstrap")
+    _, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    n_clusters = int(member.max()) + 1 if member.size else 0
+    ends = np.full((2, columns.shape[1]), np.nan)
+    if n_clusters < 2:
+        return ends
+    seen = np.isfinite(columns)
+    parts = np.zeros((n_clusters, 2, columns.shape[1]))
+    np.add.at(parts, member, np.stack([np.where(seen, columns, 0.0), seen], axis=1))
+    sums, counts = parts[:, 0], parts[:, 1]
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWS_AT_ONCE // n_clusters)
+    means = []
+    for done in range(0, resamples, at_once):
+        rows = min(at_once, resamples - done)
+        drawn = generator.integers(n_clusters, size=(rows, n_clusters)) + n_clusters * np.arange(rows)[:, None]
+        weight = np.bincount(drawn.ravel(), minlength=rows * n_clusters).reshape(rows, n_clusters).astype(float)
+        with np.errstate(invalid="ignore"):
+            means.append((weight @ sums) / (weight @ counts))
+    found = (counts > 0).sum(0) > 1
+    drawn_means = np.concatenate(means)[:, found]
+    ends[:, found] = np.nanquantile(drawn_means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends
