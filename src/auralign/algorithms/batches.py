@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from auralign.models.separator import SeparatorModel
 from auralign.runtime.seed import derive
 
 
+@runtime_checkable
 class BatchConfig(Protocol):
     """What a configuration must say about its batches."""
 

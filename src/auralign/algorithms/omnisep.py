@@ -48,6 +48,7 @@ from auralign.algorithms.training import (
     BatchNormMean,
     Corpus,
     TrainState,
+    average_gradients,
     cosine_rate,
     decay_groups,
     load_corpus,
@@ -191,9 +192,7 @@ def update(
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / cfg.accumulate
     norms.finish(cfg.accumulate, here)
-    for parameter in model.parameters():
-        if here.size > 1 and parameter.grad is not None:
-            parameter.grad = here.mean(parameter.grad) * here.size
+    average_gradients(model, here)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
     optimiser.step()
     state.average.update(model)

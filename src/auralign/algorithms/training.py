@@ -6,11 +6,11 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -144,24 +144,46 @@ class Averager:
         self.count = int(state["count"])
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """What a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+
+
 @dataclass
 class TrainState:
-    """Everything that changes during a run, and what a checkpoint holds."""
+    """Everything that changes during a run, and what a checkpoint holds.
+
+    Attributes:
+        more: Further parts of an algorithm's state by name, each with ``state_dict`` and ``load_state_dict``.
+    """
 
     model: SeparatorModel
     average: Averager
     optimiser: torch.optim.Optimizer
     step: int = 0
+    more: Mapping[str, Stateful] = field(default_factory=dict)
 
     def restore(self, run: Run) -> None:
         """Go on from the newest checkpoint, if there is one."""
         if run.checkpoints.latest() is None:
             return
         state = run.checkpoints.load_latest().state
+        self.load_weights(state)
+        for name, part in self.more.items():
+            part.load_state_dict(state[name])
+        self.step = int(state["step"])
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take model, average and optimiser from a checkpoint's state, and nothing else."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step = int(state["step"])
 
     def save(self, run: Run, score: float | None) -> None:
         """Write a checkpoint; without a score it is never the best one."""
@@ -170,6 +192,7 @@ class TrainState:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
+            **{name: part.state_dict() for name, part in self.more.items()},
         }
         run.checkpoints.save(self.step, state, score=score)
 
@@ -211,8 +234,16 @@ class BatchNormMean:
             buffer.copy_(here.mean(total) * (here.size / count))
 
 
+def average_gradients(model: nn.Module, here: World) -> None:
+    """Sum the processes' gradients, each of which is already divided by the number of micro-batches."""
+    for parameter in model.parameters():
+        if here.size > 1 and parameter.grad is not None:
+            parameter.grad = here.mean(parameter.grad) * here.size
+
+
 @contextmanager
-def _evaluation(model: SeparatorModel) -> Iterator[None]:
+def evaluation(model: SeparatorModel) -> Iterator[None]:
+    """Evaluation mode without gradients for the duration of the context."""
     was = model.training
     model.eval()
     try:
@@ -233,7 +264,7 @@ def validate(
     improvements: list[Tensor] = []
     present: list[Tensor] = []
     absent: list[Tensor] = []
-    with _evaluation(model):
+    with evaluation(model):
         phrases = torch.stack([q.vector for q in model.text_queries([texts[0] for texts in corpus.texts])])
         for number in range(batches):
             rng = np.random.default_rng(derive(seed, "validation", number))
@@ -264,7 +295,7 @@ def write_samples(
     """A few fixed validation mixtures with both sources' estimates and references, as sounds of the run."""
     batch = corpus.validation.batch(np.random.default_rng(derive(seed, "samples")), count)
     sources = torch.from_numpy(batch.sources)
-    with _evaluation(model):
+    with evaluation(model):
         phrases = [[corpus.texts[label][0] for label in row] for row in batch.labels]
         query = torch.stack([torch.stack([q.vector for q in model.text_queries(row)]) for row in phrases])
         estimate = model.separate_wave(sources.sum(dim=1).to(model.device), query)[0].cpu()

@@ -40,6 +40,11 @@ class Exploration:
     """Rows and frames of a tile."""
     pairing: Pairing = "antithetic"
     """Whether masks are drawn alone or in mirrored pairs."""
+    emphasis: float = 0.25
+    """Coordinates are weighed by the mixture's energy in them to this power (0: all alike, as in the paper).
+
+    Where there is nothing to hear a reward says nothing, and the noise of those coordinates only blurs the others.
+    """
 
     def policy(
         self,
@@ -52,9 +57,14 @@ class Exploration:
             return BetaMask(proposal, kappa)
         return BetaMask(pool_tiles(proposal, self.tile, _relative(energy)), kappa)
 
-    def weight(self, energy: Float[Tensor, "item row frame"]) -> Float[Tensor, "item row frame"] | None:
-        """Importance of each coordinate of the policy: equal for tiles, the mixture's magnitude for bins."""
-        return _relative(energy).sqrt() if self.form == "bin" else None
+    def weight(self, energy: Float[Tensor, "item row frame"]) -> Float[Tensor, "item *coordinates"] | None:
+        """Importance of each coordinate of the policy; none if all are alike."""
+        if self.emphasis == 0:
+            return None
+        relative = _relative(energy)
+        if self.form == "tile":
+            relative = pool_tiles(relative, self.tile)
+        return relative.clamp_min(1e-6) ** self.emphasis
 
     def draw(
         self,
@@ -89,17 +99,29 @@ class Draw:
         """Number of independent coordinates of an action."""
         return self.action[0, 0].numel()
 
+    @property
+    def weight(self) -> Float[Tensor, "item *coordinates"] | None:
+        """Importance of each coordinate."""
+        return self.how.weight(self.energy)
+
+    def policy(self, proposal: Float[Tensor, "item row frame"]) -> BetaMask:
+        """π_θ of a proposal, on the grid and with the concentration of this draw."""
+        return self.how.policy(proposal, self.energy, self.old.kappa)
+
+    def log_prob(self, policy: BetaMask) -> Float[Tensor, "item group *coordinates"]:
+        """Log-density of each coordinate of the actions, for ratios formed one by one."""
+        return policy.log_prob(self.action)
+
     def terms(
         self, proposal: Float[Tensor, "item row frame"], *, reference: BetaMask | None = None
     ) -> PolicyTerms:
         """Log-probability, entropy and divergences of π_θ, with gradients into its proposal."""
         anchors = (self.old,) if reference is None else (self.old, reference)
-        policy = self.how.policy(proposal, self.energy, self.old.kappa)
-        return policy_terms(policy, self.action, anchors=anchors, weight=self.how.weight(self.energy))
+        return policy_terms(self.policy(proposal), self.action, anchors=anchors, weight=self.weight)
 
     def old_log_prob(self) -> Float[Tensor, "item group"]:
         """Mean log-density of each action under π_old, summed exactly as `terms` does."""
-        return policy_terms(self.old, self.action, weight=self.how.weight(self.energy)).log_prob
+        return policy_terms(self.old, self.action, weight=self.weight).log_prob
 
 
 def draw_pathwise(

@@ -1,0 +1,421 @@
+r"""MARS-Sep: a separator's masks as a policy, improved by rewards for what a listener asked for.
+
+Zhang et al., "MARS-Sep: Multimodal-Aligned Reinforced Sound Separation", ICLR 2026 (arXiv:2510.10509), on OmniSep.
+
+The algorithm::
+
+    start from the supervised separator f, batch-norm statistics frozen
+    for each step
+        draw mixtures X = S + N and queries Q
+        P = f(X, Q), one pass; pi_old = Beta(1 + kappa P, 1 + kappa (1 - P)) in every cell      -> Eq. (2)
+        draw G masks M ~ pi_old of each mixture; sounds y = iSTFT(M X)
+        R = reward(y, what was asked for)                                                       -> Eq. (5)
+        A = advantage of R within the group
+        for each inner epoch
+            r = pi(M) / pi_old(M)
+            maximise  min(r A, clip(r) A) + l_H H(pi) - l_KL KL(pi || pi_old)                   -> Eq. (4)
+        the updated policy is the next pi_old
+
+Symbols: X mixture, Q query, P proposal (the separator's mask, and the mode of the policy), M mask, y estimate,
+R reward, A advantage, r density ratio, kappa concentration, G group.
+
+Deviations, each a switch of :class:`Config`; ``recipes/mars_sep_paper.toml`` sets them all back:
+
+1. G = 4 masks a mixture, compared with each other. The paper draws one and compares it with the batch, where its moving
+   baseline cancels.
+2. Exploration by tiles and in mirrored pairs instead of in 65,536 independent bins.
+3. The objective is scaled by the number of coordinates n, so that at r = 1 its gradient is that of the expected reward
+   in each form of the ratio; the paper does not say how a ratio over all bins is formed.
+4. The supervised loss stays beside the reward as an anchor; the paper names none.
+5. A guard stops or rolls back a run whose reward rises while the sound gets worse.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from auralign.algorithms.batches import draw, query_vectors
+from auralign.algorithms.mars_sep_config import Config, PolicyConfig
+from auralign.algorithms.pathwise import pathwise_loss
+from auralign.algorithms.query_banks import QueryBanks
+from auralign.algorithms.scenes import Items, scene_of
+from auralign.algorithms.separator_pass import (
+    Mixtures,
+    SeparatorPass,
+    hear,
+    separator_pass,
+    supervised_terms,
+    weighted_sum,
+)
+from auralign.algorithms.training import (
+    Averager,
+    Corpus,
+    TrainState,
+    average_gradients,
+    cosine_rate,
+    decay_groups,
+    load_corpus,
+    write_samples,
+)
+from auralign.algorithms.watching import Watcher, mean_mask
+from auralign.errors import AuralignError, UsageError
+from auralign.models.separator import SeparatorModel
+from auralign.policy.beta_mask import kappa_at
+from auralign.policy.exploration import Draw
+from auralign.rewards.base import Scene
+from auralign.rewards.compose import Composite
+from auralign.rewards.guard import Guard, Reading, Verdict
+from auralign.rewards.load import compose
+from auralign.rl.advantage import Advantage, ema_baseline, group_relative, leave_one_out, published
+from auralign.rl.surrogate import clipped_surrogate, log_ratio, objective
+from auralign.runtime import weights
+from auralign.runtime.checkpoint import load_checkpoint
+from auralign.runtime.device import training_device
+from auralign.runtime.distributed import World, world
+from auralign.runtime.run import Run
+from auralign.runtime.seed import derive
+from auralign.runtime.signals import GracefulStop
+from auralign.runtime.tracker import Tracker
+
+__all__ = ["Config", "PolicyConfig", "policy_loss", "roll_out", "train", "update"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RollOut:
+    """What one snapshot of the policy did on a micro-batch, and what it was worth."""
+
+    drawn: Draw
+    old_log_prob: Float[Tensor, "item group *coordinates"]
+    advantage: Advantage
+    numbers: dict[str, float]
+
+
+class Baseline:
+    """The paper's moving baseline: part of the run's state although the batch scaling cancels it."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.value = state["value"]
+
+
+@dataclass
+class Parts:
+    """What a run needs beside its weights."""
+
+    corpus: Corpus
+    banks: QueryBanks
+    rewards: Composite | None
+    baseline: Baseline
+    reference: SeparatorModel | None
+
+    def scene(self, batch: Mixtures, items: Items, estimate: Tensor) -> Scene:
+        """What the rewards see."""
+        texts = [group[0] for group in self.corpus.texts]
+        return scene_of(batch, items, estimate, self.corpus.labels, texts)
+
+
+def roll_out(
+    cfg: Config,
+    parts: Parts,
+    model: SeparatorModel,
+    batch: Mixtures,
+    items: Items,
+    out: SeparatorPass,
+    seed: tuple[int, int],
+) -> RollOut:
+    """Draw masks around the frozen proposal, listen to them, compare their rewards; no gradient.
+
+    MARS-Sep Eq. (2) and (5).
+    """
+    p, (step, micro) = cfg.policy, seed
+    assert parts.rewards is not None
+    generator = torch.Generator(out.energy.device).manual_seed(derive(cfg.seed, "mask", step, micro))
+    kappa = kappa_at(step, cfg.steps, knots=p.kappa)
+    with torch.no_grad():
+        drawn = p.explore.draw(items.proposal(out), items.energy(out), generator, p.group, kappa)
+        estimate = hear(model, drawn.mask, items.spec(out), batch.mixture.shape[-1])
+        scored = parts.rewards.learn(parts.scene(batch, items, estimate))
+        old = drawn.log_prob(drawn.old) if p.ratio == "per_bin" else drawn.old_log_prob()
+    reward = scored.total
+    if p.advantage == "leave_one_out":
+        advantage = leave_one_out(reward, drawn_together=cfg.drawn_together)
+    elif p.advantage == "group":
+        advantage = group_relative(reward)
+    else:
+        parts.baseline.value = ema_baseline(parts.baseline.value, reward)
+        advantage = published(reward, parts.baseline.value)
+    numbers = {f"reward/{name}": mean for name, mean in scored.means().items()} | {
+        "reward/total": float(reward.nanmean()),
+        "reward/spread": _spread(reward),
+        "unscored_share": float((~advantage.kept).float().mean()),
+        "degenerate_share": advantage.degenerate_share,
+        "kappa": kappa,
+    }
+    return RollOut(drawn, old, advantage, numbers)
+
+
+def policy_loss(
+    cfg: Config, parts: Parts, batch: Mixtures, items: Items, out: SeparatorPass, roll: RollOut
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """MARS-Sep Eq. (4), negative and scaled by the number of coordinates, with the numbers to watch."""
+    p, proposal = cfg.policy, items.proposal(out)
+    reference = None
+    if parts.reference is not None:
+        with torch.no_grad():
+            query = batch.raw.embed(parts.reference.heads, unit=parts.reference.unit_queries)
+            fixed = separator_pass(parts.reference, batch.mixture, query, bfloat16=cfg.bfloat16)
+            reference = p.explore.policy(items.proposal(fixed), items.energy(out), roll.drawn.old.kappa)
+    terms = roll.drawn.terms(proposal, reference=reference)
+    bins = roll.drawn.coordinates
+    new = roll.drawn.log_prob(roll.drawn.policy(proposal)) if p.ratio == "per_bin" else terms.log_prob
+    ratio = log_ratio(new, roll.old_log_prob, form=p.ratio, bins=bins)
+    weight = roll.drawn.weight if p.ratio == "per_bin" else None
+    surrogate = clipped_surrogate(
+        ratio, roll.advantage.value, clip=p.clip, kept=roll.advantage.kept, weight=weight
+    )
+    total = objective(
+        surrogate.objective * (1 if p.ratio == "joint" else bins),
+        entropy=terms.entropy,
+        kl_old=terms.kl[0],
+        kl_reference=terms.kl[1] if reference is not None else None,
+        coefficients=p.coefficients,
+    )
+    numbers = {
+        "ratio": float(surrogate.ratio_mean),
+        "clip_share": float(surrogate.clip_share),
+        "approx_kl": float(surrogate.approx_kl),
+        "entropy": float(terms.entropy.detach().mean()),
+        "kl_old": float(terms.kl[0].detach().mean()),
+    }
+    return -total, numbers
+
+
+def update(cfg: Config, parts: Parts, state: TrainState, here: World) -> dict[str, float]:
+    """One draw of the policy and its inner epochs; batch-norm statistics stay as supervision left them."""
+    model, optimiser = state.model.eval(), state.optimiser
+    for group in optimiser.param_groups:
+        group["lr"] = cosine_rate(state.step, cfg.steps, cfg.warmup, cfg.rate)
+    micros = list(here.share(cfg.accumulate))
+    batches = [draw(cfg, parts.corpus, parts.banks, state.step, micro).to(model.device) for micro in micros]
+    rolls: dict[int, RollOut] = {}
+    sums: dict[str, float] = {}
+    for _ in range(cfg.policy.inner_epochs):
+        optimiser.zero_grad(set_to_none=True)
+        sums = {}
+        for micro, batch in zip(micros, batches, strict=True):
+            noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", state.step, micro))
+            query = query_vectors(cfg, model, batch.raw, noise)
+            out = separator_pass(model, batch.mixture, query, bfloat16=cfg.bfloat16)
+            loss, numbers = _loss(cfg, parts, model, batch, out, rolls, (state.step, micro))
+            torch.autograd.backward(loss / cfg.accumulate)
+            for name, value in numbers.items():
+                sums[name] = sums.get(name, 0.0) + value / cfg.accumulate
+        average_gradients(model, here)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimiser.step()
+        state.average.update(model)
+    state.step += 1
+    totals = {name: float(here.mean(torch.tensor(value))) * here.size for name, value in sums.items()}
+    return {**totals, "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
+
+
+def _loss(
+    cfg: Config,
+    parts: Parts,
+    model: SeparatorModel,
+    batch: Mixtures,
+    out: SeparatorPass,
+    rolls: dict[int, RollOut],
+    seed: tuple[int, int],
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Anchor and policy of one micro-batch; the first inner epoch's pass also proposes the masks that are drawn."""
+    total, numbers = torch.zeros((), device=out.energy.device), {}
+    if cfg.anchor > 0:
+        terms = supervised_terms(model, out, batch)
+        supervised = weighted_sum(terms, cfg.loss)
+        total = total + cfg.anchor * supervised
+        numbers = {name: float(value.detach()) for name, value in terms.items()}
+        numbers["anchor"] = float(supervised.detach())
+    if parts.rewards is not None:
+        items = Items.of(batch, cfg.policy.asked)
+        numbers["mask"] = mean_mask(items.proposal(out).detach(), items.energy(out))
+        if cfg.policy.gradient == "pathwise":
+            loss, more = pathwise_loss(cfg, parts.rewards, model, batch, items, out, parts.scene, seed)
+        else:
+            if seed[1] not in rolls:
+                rolls[seed[1]] = roll_out(cfg, parts, model, batch, items, out, seed)
+            loss, more = policy_loss(cfg, parts, batch, items, out, rolls[seed[1]])
+            more |= rolls[seed[1]].numbers
+        total = total + cfg.policy.weight * loss
+        numbers |= more
+    return total, numbers | {"loss": float(total.detach())}
+
+
+def _spread(reward: Float[Tensor, "item group"]) -> float:
+    """Mean standard deviation of rewards within a group."""
+    centred = reward - reward.nanmean(dim=1, keepdim=True)
+    return float(centred.square().nanmean(dim=1).sqrt().nanmean())
+
+
+def train(cfg: Config, run: Run) -> None:
+    """Train from the run's newest checkpoint, or from the supervised separator.
+
+    Raises:
+        AuralignError: The guard stopped the run; its best checkpoint and the model made of it are kept.
+        UsageError: The micro-batches cannot be shared equally by the processes.
+        KeyboardInterrupt: The run was asked to stop; its checkpoint is written.
+    """
+    with world() as here, GracefulStop() as stop:
+        parts, state, watcher = _set_up(cfg, here)
+        guard = Guard(cfg.guard)
+        state.more = {**state.more, "guard": guard}
+        state.restore(run)
+        verdict: Verdict | None = None
+        stopping = False
+        with run.tracker(resumed_step=state.step or None) if here.is_first else nullcontext() as tracker:
+            if state.step == 0:
+                verdict = _look(cfg, parts, state, watcher, guard, tracker, run)
+            while state.step < cfg.steps and not stopping and not _stops(verdict):
+                began = time.monotonic()
+                values = update(cfg, parts, state, here)
+                values["seconds_per_step"] = time.monotonic() - began
+                stopping = bool(here.mean(torch.tensor(float(stop.requested))) > 0)  # all leave together
+                _record(cfg, state, tracker, values)
+                verdict = guard.observe(_reading(state.step, values))
+                if verdict is None and (state.step % cfg.validate_every == 0 or state.step == cfg.steps):
+                    verdict = _look(cfg, parts, state, watcher, guard, tracker, run)
+                elif verdict is None and stopping and here.is_first:
+                    state.save(run, None)
+                if verdict is not None:
+                    here.barrier()
+                    _go_back(run, state, verdict, tracker)
+    if verdict is not None and verdict.action == "stop":
+        _export(run, state, here)
+        raise AuralignError(
+            "the guard stopped the run",
+            where=str(run.path),
+            why=str(verdict),
+            hint="its model is the best checkpoint; change the rewards or lower policy.weight",
+        )
+    if state.step < cfg.steps:
+        log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, state.step)
+        raise KeyboardInterrupt
+    _export(run, state, here)
+
+
+def _set_up(cfg: Config, here: World) -> tuple[Parts, TrainState, Watcher]:
+    """Everything of a fresh run."""
+    if cfg.accumulate % here.size:
+        raise UsageError(
+            f"accumulate is {cfg.accumulate} for {here.size} processes",
+            hint="take a multiple of their number",
+        )
+    device = training_device(cfg.device, here.local_rank)
+    corpus = load_corpus(cfg.corpus, cfg.mix)
+    loaded = SeparatorModel.load(weights.path(cfg.start))
+    model: SeparatorModel = loaded.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rewards = None
+    if cfg.policy.weight > 0:
+        rewards = compose(cfg.rewards, keep_graph=cfg.policy.gradient == "pathwise")
+        if here.size > 1 and any(term.normalise != "none" for term in rewards.terms):
+            raise UsageError(
+                "a reward's running normalisation would differ between processes",
+                hint='set normalise = "none", or train in one process',
+            )
+    reference = None
+    if cfg.policy.coefficients.kl_reference > 0:
+        reference = copy.deepcopy(model).eval().requires_grad_(False)
+    parts = Parts(corpus, corpus.query_banks(model.backbones), rewards, Baseline(), reference)
+    optimiser = torch.optim.AdamW(decay_groups(model, cfg.weight_decay), lr=cfg.rate, betas=(0.9, 0.98))
+    more: dict[str, Any] = {"baseline": parts.baseline}
+    if rewards is not None:
+        more["rewards"] = rewards
+    state = TrainState(model, Averager(model, cfg.ema), optimiser, more=more)
+    return parts, state, Watcher(corpus, parts.banks, rewards, judge=cfg.judge, seed=cfg.seed)
+
+
+def _look(
+    cfg: Config,
+    parts: Parts,
+    state: TrainState,
+    watcher: Watcher,
+    guard: Guard,
+    tracker: Tracker | None,
+    run: Run,
+) -> Verdict | None:
+    """Validation of the averaged weights, and what the guard says of it; every process sees the same."""
+    scores = watcher(state.average.model)
+    verdict = guard.observe(
+        Reading(
+            state.step,
+            reward=scores.get("reward"),
+            si_sdri=scores["si_sdri"],
+            judge=scores.get("judge"),
+            mean_mask=scores["mask"],
+        )
+    )
+    if tracker is not None:
+        tracker.log(state.step, {f"val/{name}": value for name, value in scores.items()})
+        log.info("step %d: %s", state.step, {name: round(value, 3) for name, value in scores.items()})
+        if verdict is None:
+            write_samples(state.average.model, parts.corpus, cfg.seed, tracker, state.step)
+            state.save(run, scores["si_sdri"])
+    return verdict
+
+
+def _reading(step: int, values: dict[str, float]) -> Reading:
+    """What the guard is told of a training step."""
+    return Reading(
+        step, loss=values["loss"], gradient_norm=values["gradient_norm"], mean_mask=values.get("mask")
+    )
+
+
+def _stops(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.action == "stop"
+
+
+def _go_back(run: Run, state: TrainState, verdict: Verdict, tracker: Tracker | None) -> None:
+    """Return to the best weights; the step goes on, so that the same batches do not come again."""
+    log.warning("%s", verdict)
+    if tracker is not None:
+        tracker.log(state.step, {"guard/rollback": 1.0 if verdict.action == "rollback" else 0.0})
+    best = run.checkpoints.best()
+    if best is None:
+        raise AuralignError(
+            "the guard stopped the run before anything was saved", where=str(run.path), why=str(verdict)
+        )
+    state.load_weights(load_checkpoint(best).state)
+
+
+def _export(run: Run, state: TrainState, here: World) -> None:
+    if here.is_first:
+        state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
+
+
+def _record(cfg: Config, state: TrainState, tracker: Tracker | None, values: dict[str, float]) -> None:
+    """Every so often the numbers of a step."""
+    if tracker is None or (state.step % 20 and state.step != 1):
+        return
+    tracker.log(
+        state.step,
+        {name if name == "seconds_per_step" else f"train/{name}": value for name, value in values.items()},
+    )
+    log.info("step %d of %d: %s", state.step, cfg.steps, {k: round(v, 4) for k, v in values.items()})

@@ -1,0 +1,92 @@
+"""From a training batch to what a policy decides and a reward looks at: one item for each audible source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from auralign.algorithms.query_banks import RawQueries
+from auralign.algorithms.separator_pass import Mixtures, SeparatorPass
+from auralign.models.query_encoder import Modality
+from auralign.models.separator import SeparatorModel
+from auralign.rewards.base import Cue, Scene
+
+
+@dataclass(frozen=True)
+class Items:
+    """The decisions of a batch: which mixture each belongs to and which of its two sources is asked for."""
+
+    mixture: Int[Tensor, " item"]
+    source: Int[Tensor, " item"]
+
+    @classmethod
+    def of(cls, batch: Mixtures, asked: int) -> Items:
+        """Every audible source among the first ``asked`` of each mixture; absent queries have nothing to score."""
+        mixture, source = (batch.present[:, : min(asked, 2)] > 0).nonzero(as_tuple=True)
+        return cls(mixture, source)
+
+    def pick(self, value: Float[Tensor, "batch query *rest"]) -> Float[Tensor, "item *rest"]:
+        """The rows of a value that has one for each query."""
+        picked: Tensor = value[self.mixture, self.source]
+        return picked
+
+    def proposal(self, out: SeparatorPass) -> Float[Tensor, "item row frame"]:
+        """P of each item, in float32."""
+        return torch.sigmoid(self.pick(out.logits).float())
+
+    def energy(self, out: SeparatorPass) -> Float[Tensor, "item row frame"]:
+        """Power of each item's mixture."""
+        energy: Tensor = out.energy[self.mixture]
+        return energy
+
+    def spec(self, out: SeparatorPass) -> Complex[Tensor, "item bin frame"]:
+        """STFT of each item's mixture."""
+        spec: Tensor = out.spec[self.mixture]
+        return spec
+
+
+def scene_of(
+    batch: Mixtures,
+    items: Items,
+    estimate: Float[Tensor, "item group time"],
+    labels: Sequence[str],
+    texts: Sequence[str],
+) -> Scene:
+    """What the rewards see of the items.
+
+    Args:
+        batch: The mixtures.
+        items: Which of their sources are asked for.
+        estimate: The separated sounds.
+        labels: Name of each class.
+        texts: A wording of each class.
+    """
+    target = items.pick(batch.sources)
+    mixture = batch.mixture[items.mixture]
+    numbers = [int(n) for n in items.pick(batch.raw.labels)]
+    other = Items(items.mixture, 1 - items.source)
+    return Scene(
+        estimate=estimate,
+        mixture=mixture,
+        rate_hz=SeparatorModel.rate_hz,
+        target=target,
+        interferer=mixture - target,
+        labels=tuple(labels[n] for n in numbers),
+        texts=tuple(texts[n] for n in numbers),
+        wanted=_cue(batch.raw, items),
+        unwanted=_cue(batch.raw, other),
+    )
+
+
+def _cue(raw: RawQueries, items: Items) -> Cue:
+    """Words and picture of a source; a reward takes the sound itself from the scene."""
+    features: dict[Modality, Tensor] = {
+        "text": items.pick(raw.features["text"]),
+        "image": items.pick(raw.features["image"]),
+    }
+    shown = items.pick(raw.has_image) > 0
+    return Cue(features, {"text": torch.ones_like(shown), "image": shown})
