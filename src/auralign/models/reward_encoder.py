@@ -126,6 +126,10 @@ class RewardEncoder(nn.Module):
         head.mean.copy_(raw.float().mean(dim=0))
         head.scale.copy_(1 / raw.float().std(dim=0).clamp_min(1e-3))
 
+    def standard_mean(self, modality: Modality) -> Float[Tensor, "features"]:
+        """Raw features of the average training item: what stands for features that are not known."""
+        return self._head(modality).mean
+
     def audio_features(
         self, wave: Float[Tensor, "batch time"], *, grad: bool = False
     ) -> Float[Tensor, "batch features"]:
