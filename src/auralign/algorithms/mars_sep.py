@@ -32,12 +32,10 @@ Deviations, each a switch of :class:`Config`; ``recipes/mars_sep_paper.toml`` se
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,41 +43,30 @@ from torch import Tensor
 
 from auralign.algorithms.batches import draw, query_vectors
 from auralign.algorithms.mars_sep_config import Config, PolicyConfig
+from auralign.algorithms.mars_sep_parts import Parts, reference_proposal, set_up
 from auralign.algorithms.pathwise import pathwise_loss
-from auralign.algorithms.query_banks import QueryBanks
-from auralign.algorithms.scenes import Items, scene_of
+from auralign.algorithms.scenes import Decision, Items, first_decision, residual_decision
 from auralign.algorithms.separator_pass import (
     Mixtures,
-    SeparatorPass,
-    hear,
     separator_pass,
     supervised_terms,
     weighted_sum,
 )
 from auralign.algorithms.training import (
-    Averager,
-    Corpus,
     TrainState,
     average_gradients,
     cosine_rate,
-    decay_groups,
-    load_corpus,
     write_samples,
 )
 from auralign.algorithms.watching import Watcher, mean_mask
-from auralign.errors import AuralignError, UsageError
+from auralign.errors import AuralignError
 from auralign.models.separator import SeparatorModel
 from auralign.policy.beta_mask import kappa_at
 from auralign.policy.exploration import Draw
-from auralign.rewards.base import Scene
-from auralign.rewards.compose import Composite
 from auralign.rewards.guard import Guard, Reading, Verdict
-from auralign.rewards.load import compose
 from auralign.rl.advantage import Advantage, ema_baseline, group_relative, leave_one_out, published
 from auralign.rl.surrogate import clipped_surrogate, log_ratio, objective
-from auralign.runtime import weights
 from auralign.runtime.checkpoint import load_checkpoint
-from auralign.runtime.device import training_device
 from auralign.runtime.distributed import World, world
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
@@ -101,45 +88,8 @@ class RollOut:
     numbers: dict[str, float]
 
 
-class Baseline:
-    """The paper's moving baseline: part of the run's state although the batch scaling cancels it."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From the checkpoint."""
-        self.value = state["value"]
-
-
-@dataclass
-class Parts:
-    """What a run needs beside its weights."""
-
-    corpus: Corpus
-    banks: QueryBanks
-    rewards: Composite | None
-    baseline: Baseline
-    reference: SeparatorModel | None
-
-    def scene(self, batch: Mixtures, items: Items, estimate: Tensor) -> Scene:
-        """What the rewards see."""
-        texts = [group[0] for group in self.corpus.texts]
-        return scene_of(batch, items, estimate, self.corpus.labels, texts)
-
-
 def roll_out(
-    cfg: Config,
-    parts: Parts,
-    model: SeparatorModel,
-    batch: Mixtures,
-    items: Items,
-    out: SeparatorPass,
-    seed: tuple[int, int],
+    cfg: Config, parts: Parts, model: SeparatorModel, decision: Decision, seed: tuple[int, int]
 ) -> RollOut:
     """Draw masks around the frozen proposal, listen to them, compare their rewards; no gradient.
 
@@ -147,12 +97,11 @@ def roll_out(
     """
     p, (step, micro) = cfg.policy, seed
     assert parts.rewards is not None
-    generator = torch.Generator(out.energy.device).manual_seed(derive(cfg.seed, "mask", step, micro))
+    generator = torch.Generator(decision.energy.device).manual_seed(derive(cfg.seed, "mask", step, micro))
     kappa = kappa_at(step, cfg.steps, knots=p.kappa)
     with torch.no_grad():
-        drawn = p.explore.draw(items.proposal(out), items.energy(out), generator, p.group, kappa)
-        estimate = hear(model, drawn.mask, items.spec(out), batch.mixture.shape[-1])
-        scored = parts.rewards.learn(parts.scene(batch, items, estimate))
+        drawn = p.explore.draw(decision.proposal, decision.energy, generator, p.group, kappa)
+        scored = parts.rewards.learn(parts.scene(decision, decision.hear(model, drawn.mask)))
         old = drawn.log_prob(drawn.old) if p.ratio == "per_bin" else drawn.old_log_prob()
     reward = scored.total
     if p.advantage == "leave_one_out":
@@ -173,17 +122,20 @@ def roll_out(
 
 
 def policy_loss(
-    cfg: Config, parts: Parts, batch: Mixtures, items: Items, out: SeparatorPass, roll: RollOut
+    cfg: Config, roll: RollOut, proposal: Tensor, reference: Tensor | None = None
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """MARS-Sep Eq. (4), negative and scaled by the number of coordinates, with the numbers to watch."""
-    p, proposal = cfg.policy, items.proposal(out)
-    reference = None
-    if parts.reference is not None:
-        with torch.no_grad():
-            query = batch.raw.embed(parts.reference.heads, unit=parts.reference.unit_queries)
-            fixed = separator_pass(parts.reference, batch.mixture, query, bfloat16=cfg.bfloat16)
-            reference = p.explore.policy(items.proposal(fixed), items.energy(out), roll.drawn.old.kappa)
-    terms = roll.drawn.terms(proposal, reference=reference)
+    """MARS-Sep Eq. (4), negative and scaled by the number of coordinates, with the numbers to watch.
+
+    Args:
+        cfg: Ratio, clip range and coefficients.
+        roll: Masks that a snapshot of the policy drew, and their advantages.
+        proposal: P of the policy that learns, ``item row frame``, with its graph.
+        reference: P of a fixed separator, to stay close to.
+    """
+    p, fixed = cfg.policy, None
+    if reference is not None:
+        fixed = p.explore.policy(reference, roll.drawn.energy, roll.drawn.old.kappa)
+    terms = roll.drawn.terms(proposal, reference=fixed)
     bins = roll.drawn.coordinates
     new = roll.drawn.log_prob(roll.drawn.policy(proposal)) if p.ratio == "per_bin" else terms.log_prob
     ratio = log_ratio(new, roll.old_log_prob, form=p.ratio, bins=bins)
@@ -195,7 +147,7 @@ def policy_loss(
         surrogate.objective * (1 if p.ratio == "joint" else bins),
         entropy=terms.entropy,
         kl_old=terms.kl[0],
-        kl_reference=terms.kl[1] if reference is not None else None,
+        kl_reference=terms.kl[1] if fixed is not None else None,
         coefficients=p.coefficients,
     )
     numbers = {
@@ -223,8 +175,7 @@ def update(cfg: Config, parts: Parts, state: TrainState, here: World) -> dict[st
         for micro, batch in zip(micros, batches, strict=True):
             noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", state.step, micro))
             query = query_vectors(cfg, model, batch.raw, noise)
-            out = separator_pass(model, batch.mixture, query, bfloat16=cfg.bfloat16)
-            loss, numbers = _loss(cfg, parts, model, batch, out, rolls, (state.step, micro))
+            loss, numbers = _loss(cfg, parts, model, batch, query, rolls, (state.step, micro))
             torch.autograd.backward(loss / cfg.accumulate)
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value / cfg.accumulate
@@ -242,11 +193,13 @@ def _loss(
     parts: Parts,
     model: SeparatorModel,
     batch: Mixtures,
-    out: SeparatorPass,
+    query: Tensor,
     rolls: dict[int, RollOut],
     seed: tuple[int, int],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Anchor and policy of one micro-batch; the first inner epoch's pass also proposes the masks that are drawn."""
+    p, (step, micro) = cfg.policy, seed
+    out = separator_pass(model, batch.mixture, query, bfloat16=cfg.bfloat16)
     total, numbers = torch.zeros((), device=out.energy.device), {}
     if cfg.anchor > 0:
         terms = supervised_terms(model, out, batch)
@@ -255,16 +208,31 @@ def _loss(
         numbers = {name: float(value.detach()) for name, value in terms.items()}
         numbers["anchor"] = float(supervised.detach())
     if parts.rewards is not None:
-        items = Items.of(batch, cfg.policy.asked)
-        numbers["mask"] = mean_mask(items.proposal(out).detach(), items.energy(out))
-        if cfg.policy.gradient == "pathwise":
-            loss, more = pathwise_loss(cfg, parts.rewards, model, batch, items, out, parts.scene, seed)
+        decision = first_decision(batch, Items.of(batch, p.asked), out)
+        if p.refine and step % 2:
+            decision = residual_decision(model, decision, query, bfloat16=cfg.bfloat16)
+        numbers["mask"] = mean_mask(decision.proposal.detach(), decision.energy)
+        if p.gradient == "pathwise":
+            torch.manual_seed(derive(cfg.seed, "mask", step, micro))
+            kappa = kappa_at(step, cfg.steps, knots=p.kappa)
+            entropy = p.coefficients.entropy
+            loss, more = pathwise_loss(
+                model,
+                decision,
+                parts.rewards,
+                parts.scene,
+                group=p.group,
+                kappa=kappa,
+                entropy_weight=entropy,
+            )
         else:
-            if seed[1] not in rolls:
-                rolls[seed[1]] = roll_out(cfg, parts, model, batch, items, out, seed)
-            loss, more = policy_loss(cfg, parts, batch, items, out, rolls[seed[1]])
-            more |= rolls[seed[1]].numbers
-        total = total + cfg.policy.weight * loss
+            if micro not in rolls:
+                rolls[micro] = roll_out(cfg, parts, model, decision, seed)
+            loss, more = policy_loss(
+                cfg, rolls[micro], decision.proposal, reference_proposal(cfg, parts, decision)
+            )
+            more |= rolls[micro].numbers
+        total = total + p.weight * loss
         numbers |= more
     return total, numbers | {"loss": float(total.detach())}
 
@@ -284,7 +252,7 @@ def train(cfg: Config, run: Run) -> None:
         KeyboardInterrupt: The run was asked to stop; its checkpoint is written.
     """
     with world() as here, GracefulStop() as stop:
-        parts, state, watcher = _set_up(cfg, here)
+        parts, state, watcher = set_up(cfg, here)
         guard = Guard(cfg.guard)
         state.more = {**state.more, "guard": guard}
         state.restore(run)
@@ -319,37 +287,6 @@ def train(cfg: Config, run: Run) -> None:
         log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, state.step)
         raise KeyboardInterrupt
     _export(run, state, here)
-
-
-def _set_up(cfg: Config, here: World) -> tuple[Parts, TrainState, Watcher]:
-    """Everything of a fresh run."""
-    if cfg.accumulate % here.size:
-        raise UsageError(
-            f"accumulate is {cfg.accumulate} for {here.size} processes",
-            hint="take a multiple of their number",
-        )
-    device = training_device(cfg.device, here.local_rank)
-    corpus = load_corpus(cfg.corpus, cfg.mix)
-    loaded = SeparatorModel.load(weights.path(cfg.start))
-    model: SeparatorModel = loaded.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rewards = None
-    if cfg.policy.weight > 0:
-        rewards = compose(cfg.rewards, keep_graph=cfg.policy.gradient == "pathwise")
-        if here.size > 1 and any(term.normalise != "none" for term in rewards.terms):
-            raise UsageError(
-                "a reward's running normalisation would differ between processes",
-                hint='set normalise = "none", or train in one process',
-            )
-    reference = None
-    if cfg.policy.coefficients.kl_reference > 0:
-        reference = copy.deepcopy(model).eval().requires_grad_(False)
-    parts = Parts(corpus, corpus.query_banks(model.backbones), rewards, Baseline(), reference)
-    optimiser = torch.optim.AdamW(decay_groups(model, cfg.weight_decay), lr=cfg.rate, betas=(0.9, 0.98))
-    more: dict[str, Any] = {"baseline": parts.baseline}
-    if rewards is not None:
-        more["rewards"] = rewards
-    state = TrainState(model, Averager(model, cfg.ema), optimiser, more=more)
-    return parts, state, Watcher(corpus, parts.banks, rewards, judge=cfg.judge, seed=cfg.seed)
 
 
 def _look(

@@ -26,6 +26,8 @@ class PolicyConfig:
     """Masks drawn for each query (paper: 1)."""
     asked: int = 2
     """Queries of each mixture that are explored: 1 or both sources."""
+    refine: bool = False
+    """Every other step decides on what the first separation left over; the reward judges the final sound."""
     kappa: tuple[float, ...] = (9.0,)
     """Concentration: one value, or knots of a linear schedule (paper: 9)."""
     explore: Exploration = field(default_factory=Exploration)

@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from auralign.algorithms.query_banks import RawQueries
-from auralign.algorithms.separator_pass import Mixtures, SeparatorPass
+from auralign.algorithms.separator_pass import Mixtures, SeparatorPass, hear, separator_pass
 from auralign.models.query_encoder import Modality
 from auralign.models.separator import SeparatorModel
 from auralign.rewards.base import Cue, Scene
@@ -34,19 +34,60 @@ class Items:
         picked: Tensor = value[self.mixture, self.source]
         return picked
 
-    def proposal(self, out: SeparatorPass) -> Float[Tensor, "item row frame"]:
-        """P of each item, in float32."""
-        return torch.sigmoid(self.pick(out.logits).float())
 
-    def energy(self, out: SeparatorPass) -> Float[Tensor, "item row frame"]:
-        """Power of each item's mixture."""
-        energy: Tensor = out.energy[self.mixture]
-        return energy
+@dataclass(frozen=True)
+class Decision:
+    """A mask that is to be chosen for each item, and what is known of the choice."""
 
-    def spec(self, out: SeparatorPass) -> Complex[Tensor, "item bin frame"]:
-        """STFT of each item's mixture."""
-        spec: Tensor = out.spec[self.mixture]
-        return spec
+    batch: Mixtures
+    items: Items
+    proposal: Float[Tensor, "item row frame"]
+    """P, in float32, with its graph."""
+    energy: Float[Tensor, "item row frame"]
+    """Power of what is separated, cell by cell."""
+    spec: Complex[Tensor, "item bin frame"]
+    """STFT of what is separated."""
+    before: Float[Tensor, "item time"] | None = None
+    """What earlier separations have already found."""
+
+    def hear(
+        self, model: SeparatorModel, mask: Float[Tensor, "item group row frame"]
+    ) -> Float[Tensor, "item group time"]:
+        """The final sounds that masks lead to."""
+        found = hear(model, mask, self.spec, self.batch.mixture.shape[-1])
+        return found if self.before is None else found + self.before[:, None]
+
+    def scene(
+        self, estimate: Float[Tensor, "item group time"], labels: Sequence[str], texts: Sequence[str]
+    ) -> Scene:
+        """What the rewards see of the final sounds."""
+        return scene_of(self.batch, self.items, estimate, labels, texts)
+
+
+def first_decision(batch: Mixtures, items: Items, out: SeparatorPass) -> Decision:
+    """The masks of the mixtures themselves."""
+    proposal = torch.sigmoid(items.pick(out.logits).float())
+    return Decision(batch, items, proposal, out.energy[items.mixture], out.spec[items.mixture])
+
+
+def residual_decision(
+    model: SeparatorModel,
+    first: Decision,
+    query: Float[Tensor, "batch query dim"],
+    *,
+    bfloat16: bool,
+) -> Decision:
+    """The masks of what the separator left over, after it took its own most likely mask from each mixture.
+
+    One more pass, a mixture for each item. The rewards still judge the final sound: both finds together.
+    """
+    items = first.items
+    with torch.no_grad():
+        found = first.hear(model, first.proposal.detach()[:, None])[:, 0]
+    left = first.batch.mixture[items.mixture] - found
+    out = separator_pass(model, left, items.pick(query)[:, None], bfloat16=bfloat16)
+    proposal = torch.sigmoid(out.logits[:, 0].float())
+    return Decision(first.batch, items, proposal, out.energy, out.spec, found)
 
 
 def scene_of(

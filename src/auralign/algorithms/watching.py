@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from auralign.algorithms.query_banks import QueryBanks, draw_queries
-from auralign.algorithms.scenes import Items, scene_of
-from auralign.algorithms.separator_pass import Mixtures, hear, separator_pass
+from auralign.algorithms.scenes import Items, first_decision
+from auralign.algorithms.separator_pass import Mixtures, separator_pass
 from auralign.algorithms.training import Corpus, evaluation, validate
 from auralign.models.judge import RATE_HZ as JUDGE_RATE_HZ
 from auralign.models.judge import Judge, load_judge
@@ -57,15 +57,14 @@ class Watcher:
         with evaluation(model):
             query = batch.raw.embed(model.heads, unit=model.unit_queries)
             out = separator_pass(model, batch.mixture, query)
-            proposal = items.proposal(out)
-            estimate = hear(model, proposal[:, None], items.spec(out), batch.mixture.shape[-1])
-        scores["mask"] = mean_mask(proposal, items.energy(out))
+            decision = first_decision(batch, items, out)
+            estimate = decision.hear(model, decision.proposal[:, None])
+        scores["mask"] = mean_mask(decision.proposal, decision.energy)
         if self.rewards is not None:
             texts = [group[0] for group in self.corpus.texts]
             with torch.no_grad():
-                parts = self.rewards.score(
-                    scene_of(batch, items, estimate.clone(), self.corpus.labels, texts)
-                ).means()
+                scene = decision.scene(estimate.clone(), self.corpus.labels, texts)
+                parts = self.rewards.score(scene).means()
             scores |= {f"reward/{name}": value for name, value in parts.items()}
             scores["reward"] = sum(term.weight * parts[term.name] for term in self.rewards.terms)
         if self.judge:

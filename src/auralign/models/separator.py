@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -160,23 +160,67 @@ class SeparatorModel(nn.Module):
         return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
 
     def forward(
-        self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]
+        self,
+        wave: Float[Tensor, "batch time"],
+        query: Float[Tensor, "batch query dim"],
+        *,
+        separations: int = 1,
     ) -> MaskAnswer:
-        """Masks of every query over the whole sound in one pass (mono, 16 kHz)."""
-        spec = self.spectrogram(wave)
-        return self.net.answer(self.net.analyse(spec, wave), query)
+        """Masks of every query over the whole sound in one pass (mono, 16 kHz); see :meth:`answer`."""
+        return self.answer(self.spectrogram(wave), wave, query, separations=separations)
+
+    def answer(
+        self,
+        spec: Complex[Tensor, "batch bin frame"],
+        wave: Float[Tensor, "batch time"],
+        query: Float[Tensor, "batch query dim"],
+        *,
+        separations: int = 1,
+    ) -> MaskAnswer:
+        r"""Masks of every query; with more than one separation, what is left over is separated again.
+
+        With :math:`M_t` the mask found in the :math:`t`-th residual, :math:`M = 1 - \prod_t (1 - M_t)`; presence is
+        that of the first separation.
+
+        Args:
+            spec: STFT of the sound, or its magnitude as a complex tensor.
+            wave: The sound (mono, 16 kHz).
+            query: Query vectors.
+            separations: How often; each further one costs a pass for each query.
+        """
+        answer = self.net.answer(self.net.analyse(spec, wave), query)
+        mask = answer.mask
+        for _ in range(1, separations):
+            left = 1 - mask
+            waves = self._masked(left, wave)
+            rest = (left * spec[:, None]).flatten(0, 1)
+            again = self.net.answer(self.net.analyse(rest, waves.flatten(0, 1)), query.flatten(0, 1)[:, None])
+            mask = 1 - left * (1 - again.mask.view_as(mask))
+        return MaskAnswer(mask, answer.presence)
 
     def separate_wave(
-        self, wave: Float[Tensor, "batch time"], query: Float[Tensor, "batch query dim"]
+        self,
+        wave: Float[Tensor, "batch time"],
+        query: Float[Tensor, "batch query dim"],
+        *,
+        separations: int = 1,
     ) -> tuple[Float[Tensor, "batch query time"], Float[Tensor, "batch query"]]:
         """Mono 16-kHz estimates with the mixture's phase, and presence probabilities."""
+        answer = self(wave, query, separations=separations)
+        return self._masked(answer.mask, wave), answer.presence
+
+    def _masked(
+        self, mask: Float[Tensor, "batch query bin frame"], wave: Float[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch query time"]:
+        """Masks applied to a sound; a mask with fewer frames than the sound goes on as its last one."""
         spec = self.spectrogram(wave)
-        answer = self.net.answer(self.net.analyse(spec, wave), query)
-        masked = answer.mask * spec[:, None]
+        missing = spec.shape[-1] - mask.shape[-1]
+        if missing > 0:
+            mask = torch.cat([mask, mask[..., -1:].expand(*mask.shape[:-1], missing)], dim=-1)
+        flat = (mask[..., : spec.shape[-1]] * spec[:, None]).flatten(0, 1)
         window = torch.hann_window(self.n_fft, dtype=wave.dtype, device=wave.device)
-        flat = masked.reshape(-1, *masked.shape[-2:])
         out = torch.istft(flat, self.n_fft, self.hop, window=window, center=True, length=wave.shape[-1])
-        return out.reshape(*query.shape[:2], -1), answer.presence
+        return out.view(*mask.shape[:2], -1)
 
     def _vectors(self, raw: Tensor, modality: Modality) -> list[QueryVector]:
         space = self.space
