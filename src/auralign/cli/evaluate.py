@@ -1,4 +1,4 @@
-"""Score a model on frozen test mixtures: one row per item, intervals, and a comparison of two systems."""
+"""Score models on frozen test mixtures: one row per item, intervals, and comparisons of systems."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import UseAppendAction, arg, subcommand
 
 from auralign.cli.options import Flag
 from auralign.cli.terminal import Progress, print_json, print_table, show_log
+from auralign.errors import UsageError
+
+Query = Literal["text", "paraphrase", "image", "audio", "combined"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What to score, on which mixtures, by whose definition."""
-
-    task: Positional[Literal["separation"]]
-    """What the model does."""
+class Separation:
+    """Score a separator, and others against it, by a paper's definition of the metrics."""
 
     model: str = "omnisep-small"
     """Name of a model, or its folder."""
@@ -34,7 +34,7 @@ class Options:
     preset: Literal["auralign", "omnisep", "audiosep", "bisep", "dcase24t9"] = "auralign"
     """Whose definition of the metrics."""
 
-    query: Literal["text", "paraphrase", "image", "audio"] = "text"
+    query: Query = "text"
     """How the target is asked for; a paraphrase is wording that training never saw."""
 
     limit: Annotated[int, arg(metavar="N")] = 0
@@ -56,11 +56,64 @@ class Options:
     """Print the summary as JSON."""
 
 
-def run(options: Options) -> int:
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Compare arms of models, several seeds each, on the same mixtures and queries; an interrupted trial goes on."""
+
+    arms: Annotated[UseAppendAction[tuple[str, ...]], arg(name="arm", metavar="NAME=MODEL,MODEL,…")] = ()
+    """An arm and its models, one a seed; differences are of each arm and those after it."""
+
+    corpus: Annotated[Path, arg(metavar="DIR")] = Path("corpora/soundbox")
+    """The corpus that the mixtures are made from."""
+
+    lists: Annotated[UseAppendAction[tuple[str, ...]], arg(name="list", metavar="NAME")] = ()
+    """Frozen mixture list: a name or a .jsonl file; by default one in-domain and one cross-domain list."""
+
+    query: UseAppendAction[tuple[Query, ...]] = ()
+    """How the target is asked for; by default text, image, audio and combined."""
+
+    judge: Flag = False
+    """Also score with the held-out judge (most of the time then goes there)."""
+
+    judge_limit: Annotated[int, arg(metavar="N")] = 0
+    """The judge listens to the first N mixtures of each list only; 0 takes all."""
+
+    judge_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Arithmetic of the judge; bfloat16 moves a cosine by at most 0.001 and costs half."""
+
+    limit: Annotated[int, arg(metavar="N")] = 0
+    """Only the first N mixtures of each list; 0 takes all."""
+
+    workers: int = 2
+    """Processes, one thread each."""
+
+    seed: int = 0
+    """Seed of audio examples and the bootstrap."""
+
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Folder for rows, summary.json, table.md and report.html; one with finished rows is completed."""
+
+    json: Flag = False
+    """Print the summary as JSON."""
+
+
+Options = Annotated[Separation, subcommand("separation")] | Annotated[Trial, subcommand("trial")]
+
+
+def run(options: Separation | Trial) -> int:
+    """Does what the sub-verb says; 1 when some items could not be scored because of an error."""
+    show_log()
+    match options:
+        case Separation():
+            return _separation(options)
+        case Trial():
+            return _trial(options)
+
+
+def _separation(options: Separation) -> int:
     """Scores every mixture; 1 when some could not be scored because of an error."""
     from auralign import evaluation
 
-    show_log()
     with Progress() as progress:
         result: Any = evaluation.run_separation(
             model=options.model,
@@ -82,5 +135,36 @@ def run(options: Options) -> int:
         for rows in (result.summary["rows"], result.summary["comparisons"]):
             print_table(rows, list(dict.fromkeys(key for row in rows for key in row)))
     if options.out is not None:
+        print(options.out / "report.html")
+    return 1 if result.failed else 0
+
+
+def _trial(options: Trial) -> int:
+    if options.out is None:
+        raise UsageError("a trial needs a folder for its rows", where="--out", hint="add -o DIR")
+    if options.workers < 1:
+        raise UsageError(f"{options.workers} workers score nothing", where="--workers")
+    from auralign.evaluation import trial
+    from auralign.evaluation.trial_page import short_rows
+
+    cfg = trial.TrialConfig(
+        arms=tuple(map(trial.parse_arm, options.arms)),
+        corpus=options.corpus,
+        lists=options.lists or trial.LISTS,
+        queries=options.query or trial.QUERIES,
+        limit=options.limit or None,
+        judge=options.judge,
+        judge_limit=options.judge_limit or None,
+        judge_precision=options.judge_precision,
+        workers=options.workers,
+        seed=options.seed,
+    )
+    with Progress() as progress:
+        result = trial.run_trial(cfg, options.out, on_progress=progress)
+    if options.json:
+        print_json(result.summary)
+    else:
+        rows = short_rows(result.summary)
+        print_table(rows, list(dict.fromkeys(key for row in rows for key in row)))
         print(options.out / "report.html")
     return 1 if result.failed else 0

@@ -279,8 +279,12 @@ def shared_intervals(
     means = []
     for done in range(0, resamples, at_once):
         rows = min(at_once, resamples - done)
-        drawn = generator.integers(n_clusters, size=(rows, n_clusters)) + n_clusters * np.arange(rows)[:, None]
-        weight = np.bincount(drawn.ravel(), minlength=rows * n_clusters).reshape(rows, n_clusters).astype(float)
+        drawn = (
+            generator.integers(n_clusters, size=(rows, n_clusters)) + n_clusters * np.arange(rows)[:, None]
+        )
+        weight = (
+            np.bincount(drawn.ravel(), minlength=rows * n_clusters).reshape(rows, n_clusters).astype(float)
+        )
         with np.errstate(invalid="ignore"):
             means.append((weight @ sums) / (weight @ counts))
     found = (counts > 0).sum(0) > 1
