@@ -34,16 +34,16 @@ from auralign.rewards.signal import FidelityReward
 _EXAMPLE = "write it as my_module.my_reward or my_package.my_module:my_reward"
 
 
-def _semantic() -> Reward:
+def _semantic(encoder: str = "reward-small") -> Reward:
     from auralign.models.reward_encoder import RewardEncoder
     from auralign.rewards.semantic import SemanticReward
     from auralign.runtime import weights
 
-    reward: Reward = SemanticReward(RewardEncoder.load(weights.path("reward-small")))
+    reward: Reward = SemanticReward(RewardEncoder.load(weights.path(encoder)))
     return reward
 
 
-BUILTIN: dict[str, Callable[[], Reward]] = {"semantic": _semantic, "fidelity": FidelityReward}
+BUILTIN: dict[str, Callable[..., Reward]] = {"semantic": _semantic, "fidelity": FidelityReward}
 """What makes each reward that needs no path."""
 
 
@@ -52,9 +52,9 @@ class RewardConfig:
     """One reward of a recipe: a ``[[rewards]]`` table."""
 
     path: str = "semantic"
-    """``semantic``, ``fidelity``, or the dotted path of a function."""
+    """``semantic`` (or ``semantic:ENCODER``, a name or folder), ``fidelity``, or the dotted path of a function."""
     name: str = ""
-    """Its name in logs; by default the last word of the path."""
+    """Its name in logs; by default ``semantic``, ``fidelity`` or the function's."""
     weight: float = 1.0
     """Its share; below 0 punishes, 0 only logs."""
     normalise: Normalise = "none"
@@ -65,13 +65,17 @@ class RewardConfig:
     @property
     def title(self) -> str:
         """The name in logs."""
-        return self.name or self.path.replace(":", ".").rpartition(".")[2]
+        if self.path.startswith("semantic:"):
+            return self.name or "semantic"
+        if self.name or self.path.startswith("semantic:"):
+            return self.name or "semantic"
+        return self.path.replace(":", ".").rpartition(".")[2]
 
 
 def compose(
     rewards: Sequence[RewardConfig],
     *,
-    builtin: Mapping[str, Callable[[], Reward]] | None = None,
+    builtin: Mapping[str, Callable[..., Reward]] | None = None,
     keep_graph: bool = False,
 ) -> Composite:
     """The rewards of a recipe as one, each behind :class:`CheckedReward`.
@@ -89,11 +93,12 @@ def compose(
     return Composite(terms)
 
 
-def load_reward(path: str, *, builtin: Mapping[str, Callable[[], Reward]] | None = None) -> Reward:
+def load_reward(path: str, *, builtin: Mapping[str, Callable[..., Reward]] | None = None) -> Reward:
     """The reward of a name or dotted path.
 
     Args:
-        path: ``semantic``, ``fidelity``, ``module.function`` or ``package.module:function``.
+        path: ``semantic``, ``semantic:ENCODER`` (a name or folder), ``fidelity``, ``module.function`` or
+            ``package.module:function``.
         builtin: Makers of built-in rewards that replace those of :data:`BUILTIN`, for example with an encoder
             that is loaded already.
 
@@ -104,6 +109,8 @@ def load_reward(path: str, *, builtin: Mapping[str, Callable[[], Reward]] | None
     known = {**BUILTIN, **(builtin or {})}
     if path in known:
         return known[path]()
+    if path.startswith("semantic:"):
+        return known["semantic"](path.removeprefix("semantic:"))
     where = f"reward {path!r}"
     module_name, colon, attribute = path.partition(":")
     if not colon:
