@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -26,16 +26,25 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """Build a corpus of real sounds from packages that anyone can fetch."""
+    """Build a corpus: soundbox from packages that anyone can fetch, or folder from sounds of your own."""
 
-    name: Annotated[Positional[str], arg(metavar="soundbox")]
+    name: Annotated[Positional[str], arg(metavar="soundbox|folder")]
     """The corpus."""
 
-    out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("corpora/soundbox")
-    """Where it goes; what is already there and whole is kept."""
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Where it goes (default: corpora/NAME); it appears when it is complete."""
 
     packages: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of .deb files, where there is no apt."""
+    """soundbox: folder of .deb files, where there is no apt."""
+
+    source: Annotated[Path | None, arg(metavar="DIR")] = None
+    """folder: your sounds, one subfolder a class, as in my_sounds/violin/take1.wav."""
+
+    borrow: Annotated[Path | None, arg(name="with", metavar="DIR")] = None
+    """folder: a built corpus whose other classes join, so that one class of your own is enough."""
+
+    kind: Literal["event", "instrument", "speech"] = "event"
+    """folder: what your sounds are; training draws them by kind."""
 
     json: Flag = False
     """Print the corpus card as JSON."""
@@ -82,7 +91,11 @@ def _readers() -> dict[str, Any]:
 
 def _list(options: List) -> int:
     built = "recordings and rendered instruments with words and pictures, from Debian packages"
-    rows = [{"name": "soundbox", "use": "build", "about": built}]
+    own = "your sounds, one subfolder a class: auralign data build folder --source my_sounds"
+    rows = [
+        {"name": "soundbox", "use": "build", "about": built},
+        {"name": "folder", "use": "build", "about": own},
+    ]
     for name, reader in _readers().items():
         about = (reader.__doc__ or "").strip().split("\n")[0]
         rows.append({"name": name, "use": "check", "about": about})
@@ -94,23 +107,62 @@ def _list(options: List) -> int:
 
 
 def _build(options: Build) -> int:
-    if options.name != "soundbox":
-        raise UsageError(
-            f"there is no recipe for a corpus {options.name!r}", hint="auralign data build soundbox"
-        )
+    if options.name == "soundbox":
+        return _build_soundbox(options)
+    if options.name == "folder":
+        return _build_folder(options)
+    near = difflib.get_close_matches(options.name, ["soundbox", "folder"], n=1)
+    raise UsageError(
+        f"there is no recipe for a corpus {options.name!r}",
+        hint=f"auralign data build {near[0] if near else 'soundbox'}",
+    )
+
+
+def _build_soundbox(options: Build) -> int:
+    if options.source is not None or options.borrow is not None:
+        raise UsageError("--source and --with are for `auralign data build folder`")
     from auralign.data.soundbox import build
 
+    out = options.out or Path("corpora/soundbox")
     with Progress() as progress:
         card = build(
-            options.out,
+            out,
             packages=options.packages,
             on_progress=lambda stage, done, total: progress(done, total, stage),
         )
     if options.json:
         print_json(card)
     else:
-        print(options.out)
+        print(out)
     return 0
+
+
+def _build_folder(options: Build) -> int:
+    """1 when a file that looks like a sound could not be read; the corpus is then made of the others."""
+    if options.source is None:
+        raise UsageError("say where your sounds are", hint="auralign data build folder --source my_sounds")
+    if options.packages is not None:
+        raise UsageError("--packages is for `auralign data build soundbox`")
+    from auralign.data.folder_corpus import build
+
+    out = options.out or Path("corpora") / options.source.resolve().name
+    with Progress() as progress:
+        card = build(options.source, out, borrow=options.borrow, kind=options.kind, on_progress=progress)
+    for note in card["notes"]:
+        say(f"note: {note}")
+    for name, reason in card["skipped"].items():
+        say(f"skipped: {name}: {reason}")
+    if options.json:
+        print_json(card)
+    else:
+        for label, count in card["own"].items():
+            say(f"{label}: {count['train']} to train on, {count['val']} held out")
+        if card["borrowed"]["clips"]:
+            say(
+                f"borrowed from {card['borrowed']['from']}: {card['borrowed']['clips']} clips of other classes"
+            )
+        print(out)
+    return 1 if card["broken"] else 0
 
 
 def _check(options: Check) -> int:

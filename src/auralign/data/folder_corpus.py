@@ -65,7 +65,7 @@ def build(
         draft = _own(found, kind)
         if borrow is not None:
             _borrow(draft, borrow, staging, kind)
-        _check_classes(draft, source, borrow)
+        _check_classes(draft, found, source, borrow)
         card = _write(draft, found, staging, source, borrow)
         _into_place(staging, out)
     finally:
@@ -119,7 +119,7 @@ def _own(found: UserFolder, kind: str) -> _Draft:
             "kind": kind,
             "texts": found.texts[label],
             "texts_test": [],
-            "pictures": {"train": found.pictures.get(label, []), "test": []},
+            "pictures": {"train": list(found.pictures.get(label, [])), "test": []},
             "confusable": [],
         }
         clips = [_clip(sound, draft.classes[label], found) for sound in sounds]
@@ -197,13 +197,10 @@ def _borrow(draft: _Draft, root: Path, staging: Path, kind: str) -> None:
         )
         draft.clips.append(moved)
         draft.borrowed += 1
-    for label, entry in draft.classes.items():
+    for entry in draft.classes.values():
         shown = entry["pictures"]["train"]
-        if label not in own or any(not (staging / path).exists() for path in shown):
-            linked = [
-                _link(root, path, staging, "") if not (staging / path).exists() else path for path in shown
-            ]
-            entry["pictures"] = {"train": linked, "test": []}
+        linked = [path if (staging / path).exists() else _link(root, path, staging, "") for path in shown]
+        entry["pictures"] = {"train": linked, "test": []}
     for label in own:
         known = set(draft.classes[label]["confusable"]) & set(draft.classes)
         draft.classes[label]["confusable"] = sorted(known)
@@ -215,19 +212,17 @@ def _borrow(draft: _Draft, root: Path, staging: Path, kind: str) -> None:
 def _relate(label: str, classes: dict[str, dict[str, Any]], theirs: Mapping[str, Mapping[str, Any]]) -> None:
     """Wordings, pictures and look-alikes of the user's class from the borrowed ones.
 
-    A borrowed class can be taken for it when one name's words contain the other's, or its wordings hold the name.
+    A borrowed class can be taken for it when the words of one name contain the other's, or when its wordings hold
+    the name; in the latter case so can whatever the borrowed class can be taken for.
     """
     entry, words = classes[label], set(label.split())
     if label in theirs:
         entry["texts"] = list(dict.fromkeys([*entry["texts"], *theirs[label]["texts"]]))
         entry["pictures"]["train"] += theirs[label].get("pictures", {}).get("train", [])
-    alike = {
-        name
-        for name, row in theirs.items()
-        if words <= set(name.split()) or set(name.split()) <= words or label in row["texts"]
-    }
-    near = {other for name in alike for other in theirs[name].get("confusable", [])}
-    entry["confusable"] = sorted((alike | near) - {label})
+    same = {name for name, row in theirs.items() if name == label or label in row["texts"]}
+    part = {name for name in theirs if words <= set(name.split()) or set(name.split()) <= words}
+    near = {other for name in same for other in theirs[name].get("confusable", [])}
+    entry["confusable"] = sorted((same | part | near) - {label})
 
 
 def _link(root: Path, path: str, staging: Path, under: str) -> str:
@@ -248,7 +243,7 @@ def _link(root: Path, path: str, staging: Path, under: str) -> str:
     return target
 
 
-def _check_classes(draft: _Draft, source: Path, borrow: Path | None) -> None:
+def _check_classes(draft: _Draft, found: UserFolder, source: Path, borrow: Path | None) -> None:
     """Refuse what no mixture can be made of, before training finds out."""
     for split, what in (("train", "train on"), ("val", "validate with")):
         labels = sorted({clip.labels[0] for clip in draft.clips if clip.split == split})

@@ -38,9 +38,9 @@ class GuardConfig:
     """Evaluations in a row with the reward above its start and a held-out score below its own."""
     rise: float = 0.0
     """How far the reward must be above its start to count as up."""
-    fidelity_slack_db: float = 0.1
+    fidelity_slack_db: float = 0.15
     """How far SI-SDRi may be below its start, dB, while the reward is up."""
-    judge_slack: float = 0.005
+    judge_slack: float = 0.01
     """How far the held-out judge may be below its start while the reward is up (cosine)."""
 
     def __post_init__(self) -> None:

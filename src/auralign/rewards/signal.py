@@ -38,7 +38,7 @@ def bounded_si_sdr(
     >>> round(float(bounded_si_sdr(est, ref)), 1)
     20.0
     """
-    est, ref = torch.broadcast_tensors(est.float(), ref.float())
+    est, ref = est.float(), ref.float()
     tau = 10 ** (-ceiling_db / 10)
     heard = est.detach().abs().amax(-1, keepdim=True) > _SILENCE_PEAK
     known = ref.detach().abs().amax(-1, keepdim=True) > _SILENCE_PEAK
@@ -85,5 +85,5 @@ class FidelityReward:
         if scene.target is None:
             return torch.full(scene.estimate.shape[:2], torch.nan, device=scene.estimate.device)
         before = bounded_si_sdr(scene.mixture, scene.target)[:, None]
-        gained = bounded_si_sdr(scene.estimate, scene.target[:, None]) - before
+        gained = bounded_si_sdr(scene.estimate, scene.target[:, None].expand_as(scene.estimate)) - before
         return self.limit_db / _UNIT_DB * torch.tanh(gained / self.limit_db)
