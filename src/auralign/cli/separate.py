@@ -56,6 +56,9 @@ class Options:
     format: Annotated[str, arg(metavar="EXT", help_behavior_hint="")] = ""
     """wav, flac, ogg, opus, mp3 …; by default that of the input where it is lossless, else wav."""
 
+    separations: Annotated[int, arg(metavar="N")] = 1
+    """Separate what was left over again, N times in all: finds more, and lets more pass."""
+
     rate: Annotated[int, arg(metavar="HZ", help_behavior_hint="")] = 0
     """Rate of the stems; 0 keeps the input's."""
 
@@ -146,6 +149,7 @@ def _separate(options: Options, files: list[str], out: Path) -> list[Any]:
         level=options.level,
         format=options.format,
         rate_hz=options.rate or None,
+        separations=options.separations,
         name=options.name,
         overwrite=options.overwrite,
         dry_run=options.dry_run,

@@ -133,7 +133,14 @@ def _separate(
         with open_reader(job.source) as reader:
             vectors = torch.stack([query.vector for query in request.encoded])
             info, options = reader.info, request.options
-            stream = StemStream(request.model, vectors, info.rate_hz, info.channels, shared=options.shared)
+            stream = StemStream(
+                request.model,
+                vectors,
+                info.rate_hz,
+                info.channels,
+                shared=options.shared,
+                separations=options.separations,
+            )
             _open_writers(writers, job, info, options)
             _write(stream, reader, writers, on_progress)
         job.manifest.unlink(missing_ok=True)  # from here on it would describe other stems

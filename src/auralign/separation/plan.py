@@ -16,6 +16,9 @@ FORMATS = frozenset(("wav", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3", 
 _LOSSLESS = frozenset(("wav", "flac", "w64", "rf64", "aiff", "aif", "caf"))
 
 
+MOST_SEPARATIONS = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class SeparateOptions:
     """How stems are written.
@@ -30,6 +33,7 @@ class SeparateOptions:
         overwrite: Do again what is already there.
         dry_run: Only say what would be written.
         shared: Scale masks down where several stems claim more than all of a bin.
+        separations: How often to separate; each further time what was left over is searched again.
     """
 
     out: Path = Path("out")
@@ -40,6 +44,15 @@ class SeparateOptions:
     overwrite: bool = False
     dry_run: bool = False
     shared: bool = True
+    separations: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.separations <= MOST_SEPARATIONS:
+            raise UsageError(
+                f"{self.separations} separations cannot be made",
+                where="--separations",
+                hint=f"take 1 to {MOST_SEPARATIONS}; 1 is usual",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,4 +167,5 @@ def describe(options: SeparateOptions) -> Mapping[str, str | int | bool | None]:
         "format": options.format,
         "rate_hz": options.rate_hz,
         "shared": options.shared,
+        "separations": options.separations,
     }

@@ -54,7 +54,7 @@ class Separator:
         return encode(self.model, as_query(query))
 
     def separate(
-        self, source: Any, *queries: Query | str, shared: bool = True
+        self, source: Any, *queries: Query | str, shared: bool = True, separations: int = 1
     ) -> Separation | list[Separation]:
         """Separate one recording in memory.
 
@@ -62,6 +62,7 @@ class Separator:
             source: A path, a file object, or ``(array, rate_hz)`` with the array as channel x time.
             queries: Texts or :class:`Query` objects.
             shared: With several queries, scale masks down where they claim more than all of a bin.
+            separations: How often to separate; each further time what was left over is searched again.
 
         Returns:
             One result, or a list in the order of the queries if there are several. Every result's residual is what
@@ -76,7 +77,14 @@ class Separator:
         encoded = [encode(self.model, query) for query in asked]
         with open_reader(source) as reader:
             vectors = torch.stack([query.vector for query in encoded])
-            stream = StemStream(self.model, vectors, reader.info.rate_hz, reader.info.channels, shared=shared)
+            stream = StemStream(
+                self.model,
+                vectors,
+                reader.info.rate_hz,
+                reader.info.channels,
+                shared=shared,
+                separations=separations,
+            )
             blocks = list(stem_blocks(stream, reader))
             rate = reader.info.rate_hz
         targets = np.concatenate([block.targets for block in blocks], axis=-1)

@@ -62,12 +62,19 @@ class MaskStream:
         query: One row a query.
         channels: Channels of the recording.
         shared: Scale masks down where they add up to more than one, so that stems do not hold a sound twice.
+        separations: See :meth:`SeparatorModel.answer`.
     """
 
     def __init__(
-        self, model: SeparatorModel, query: Float[Tensor, "query dim"], channels: int, *, shared: bool = True
+        self,
+        model: SeparatorModel,
+        query: Float[Tensor, "query dim"],
+        channels: int,
+        *,
+        shared: bool = True,
+        separations: int = 1,
     ) -> None:
-        self.model, self.query, self.shared = model, query, shared
+        self.model, self.query, self.shared, self.separations = model, query, shared, separations
         self.presence = Presence()
         self._stft = StftStream(Stft(model.n_fft, model.hop), channels)
         self._magnitude = torch.zeros(channels, model.n_fft // 2 + 1, 0)
@@ -118,8 +125,8 @@ class MaskStream:
         power = magnitude.square()
         wave, magnitude = _representative(wave), power.mean(dim=0).sqrt()[None]
         with torch.inference_mode():
-            state = self.model.net.analyse(torch.complex(magnitude, torch.zeros_like(magnitude)), wave[None])
-            answer = self.model.net.answer(state, self.query[None])
+            spec = torch.complex(magnitude, torch.zeros_like(magnitude))
+            answer = self.model.answer(spec, wave[None], self.query[None], separations=self.separations)
         if float(power.mean()) / self.model.n_fft > _QUIET:
             self.presence.times_s.append(begin * hop / self.model.rate_hz)
             self.presence.values.append([float(p) for p in answer.presence[0]])
@@ -189,6 +196,7 @@ class StemStream:
         rate_hz: Rate of the recording.
         channels: Its channels.
         shared: See :class:`MaskStream`.
+        separations: See :class:`MaskStream`.
     """
 
     def __init__(
@@ -199,6 +207,7 @@ class StemStream:
         channels: int,
         *,
         shared: bool = True,
+        separations: int = 1,
     ) -> None:
         if rate_hz < MIN_RATE_HZ:
             raise AudioError(
@@ -208,7 +217,7 @@ class StemStream:
             )
         self.queries, self.channels = len(query), channels
         self.grid = NativeGrid(model, rate_hz)
-        self.masks = MaskStream(model, query, channels, shared=shared)
+        self.masks = MaskStream(model, query, channels, shared=shared, separations=separations)
         self._resampler = None if self.grid.same else StreamResampler(rate_hz, model.rate_hz, channels)
         self._forward = StftStream(self.grid.stft, channels)
         self._inverse = IstftStream(self.grid.stft, self.queries * channels)
