@@ -133,3 +133,97 @@ def install_tiny_parts():
 @pytest.fixture
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_parts(monkeypatch)
+
+
+# reinforcement learning on top of a separator
+
+
+def use_tiny_watcher(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Fake encoders, and a validation of two mixtures that rewards hear too."""
+    from auralign.algorithms import watching
+    from auralign.algorithms.training import validate
+
+    use_tiny_parts(monkeypatch)
+    replace = setattr if monkeypatch is None else monkeypatch.setattr
+    batch = watching.Watcher._batch
+
+    def of_two(self):
+        self.size = 2
+        return batch(self)
+
+    replace(watching, "validate", partial(validate, batches=1, size=2))
+    replace(watching.Watcher, "_batch", of_two)
+
+
+@pytest.fixture
+def tiny_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_watcher(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def install_tiny_watcher():
+    return use_tiny_watcher
+
+
+@pytest.fixture(scope="session")
+def mars_start(tmp_path_factory: pytest.TempPathFactory, corpus_root: Path) -> Path:
+    """A published network of a few thousand weights after twelve supervised steps: a poor separator."""
+    from auralign.algorithms import omnisep
+    from auralign.algorithms.training import Averager, TrainState, decay_groups, load_corpus
+    from auralign.data.mixer import MixConfig
+    from auralign.runtime.distributed import World
+
+    cfg = omnisep.Config(
+        corpus=corpus_root,
+        network="omnisep",
+        query_dim=16,
+        levels=4,
+        width=4,
+        batch=4,
+        warmup=2,
+        steps=12,
+        rate=5e-3,
+        precision="float32",
+        mix=MixConfig(samples=4096, single=0.0),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_parts(patch)
+        corpus = load_corpus(corpus_root, cfg.mix)
+        model = omnisep.build(cfg, corpus)
+        banks = corpus.query_banks(model.backbones)
+        state = TrainState(model, Averager(model, 0.9), torch.optim.AdamW(decay_groups(model, 0.01)))
+        for _ in range(cfg.steps):
+            omnisep.update(cfg, corpus, banks, state, World())
+        folder = tmp_path_factory.mktemp("start")
+        model.eval().save(folder, {"name": "tiny"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mars_config(corpus_root: Path, mars_start: Path):
+    """A toy configuration; ``policy`` and ``explore`` change the nested ones."""
+    from auralign.algorithms.mars_sep_config import Config, PolicyConfig
+    from auralign.data.mixer import MixConfig
+    from auralign.policy.exploration import Exploration
+    from auralign.rewards.guard import GuardConfig
+    from auralign.rewards.load import RewardConfig
+
+    def make(*, policy=None, explore=None, **changes) -> Config:
+        explored = Exploration(**{"tile": (32, 4), **(explore or {})})
+        tiny = {
+            "corpus": corpus_root,
+            "start": str(mars_start),
+            "policy": PolicyConfig(**{"explore": explored, **(policy or {})}),
+            "rewards": (RewardConfig("fidelity"),),
+            "guard": GuardConfig(fall_db=1e6, fidelity_slack_db=1e6, all_pass=1.0, all_zero=0.0),
+            "judge": False,
+            "mix": MixConfig(samples=4096),
+            "batch": 2,
+            "warmup": 2,
+            "steps": 4,
+            "validate_every": 2,
+            "precision": "float32",
+        }
+        return Config(**{**tiny, **changes})
+
+    return make

@@ -39,7 +39,9 @@ def _semantic(encoder: str = "reward-small") -> Reward:
     from auralign.rewards.semantic import SemanticReward
     from auralign.runtime import weights
 
-    reward: Reward = SemanticReward(RewardEncoder.load(weights.path(encoder)))
+    listener = RewardEncoder.load(weights.path(encoder))
+    listener.narrow = True  # a third of a training step otherwise; scores of a group differ by far more than the error
+    reward: Reward = SemanticReward(listener)
     return reward
 
 

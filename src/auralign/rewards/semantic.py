@@ -32,7 +32,7 @@ class SemanticReward:
     Args:
         encoder: A trained reward encoder, in evaluation mode.
         negative: ν; scenes without an unwanted cue go without this part.
-        references: Let the clean sounds themselves take part in the anchors where the scene has them, as the paper's
+        references: Let the clean target itself take part in its anchor where the scene has it, as the paper's
             :math:`\phi_a(y^*)`; otherwise only what a listener could say is used.
     """
 
@@ -59,7 +59,7 @@ class SemanticReward:
             sound = self.encoder.embed(raw, "audio").unflatten(0, scene.estimate.shape[:2])
             score = torch.einsum("bgd,bd->bg", sound, self._anchor(scene.wanted, scene.target))
             if scene.unwanted is not None and self.negative > 0:
-                anchor = self._anchor(scene.unwanted, scene.interferer)
+                anchor = self._anchor(scene.unwanted, None)
                 against = torch.einsum("bgd,bd->bg", sound, anchor)
                 score = score - self.negative * against.nan_to_num(0.0)
         quiet = (safe.square().mean(dim=1).sqrt() < SILENT).unflatten(0, scene.estimate.shape[:2])
