@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
 from auralign.algorithms.query_banks import RawQueries
@@ -29,7 +29,7 @@ class Items:
         mixture, source = (batch.present[:, : min(asked, 2)] > 0).nonzero(as_tuple=True)
         return cls(mixture, source)
 
-    def pick(self, value: Float[Tensor, "batch query *rest"]) -> Float[Tensor, "item *rest"]:
+    def pick(self, value: Shaped[Tensor, "batch query *rest"]) -> Shaped[Tensor, "item *rest"]:
         """The rows of a value that has one for each query."""
         picked: Tensor = value[self.mixture, self.source]
         return picked

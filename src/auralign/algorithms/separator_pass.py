@@ -83,12 +83,16 @@ def separator_pass(
 ) -> SeparatorPass:
     """Masks of all queries from one pass; frames are cut to whole hops, as the networks want them in training."""
     spec = model.spectrogram(mixture)[..., : mixture.shape[-1] // model.hop]
-    with torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        if isinstance(model.net, SmallSeparator):
-            with torch.no_grad():
-                energy = model.net.bands(spec.real.square() + spec.imag.square())
+    lower = torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    if isinstance(model.net, SmallSeparator):
+        with torch.no_grad():
+            energy = model.net.bands(
+                spec.real.square() + spec.imag.square()
+            )  # in full, as losses weigh by it
+        with lower:
             out = model.net.net(model.net.log_energy(energy), model.net.taps(mixture), query)
             return SeparatorPass(spec, energy, out.logits, out.presence)
+    with lower:
         warped, latents = model.net.latent_masks(spec.abs())
         logits = model.net.logits(latents, query)
     presence = model.net.presence_logits(warped, logits.detach())
