@@ -126,7 +126,7 @@ def test_files_that_are_of_no_use_are_named_with_their_reasons(sounds, tmp_path)
     write(folder / "hiss.wav", 1e-4 * tone(1.0))
     write(folder / "blip.wav", tone(0.1))
     write(folder / "opposite.wav", np.stack([tone(1.0), -tone(1.0)], axis=1))
-    write(folder / "copy.flac", soundfile.read(folder / "take 0.wav")[0])
+    write(folder / "zcopy.flac", soundfile.read(folder / "take 0.wav")[0])
     write(folder / "nan.wav", np.full(16_000, np.nan), subtype="FLOAT")
     (folder / "broken.wav").write_bytes(b"RIFF and nothing more")
     (folder / "empty.wav").write_bytes(b"")
@@ -143,7 +143,7 @@ def test_files_that_are_of_no_use_are_named_with_their_reasons(sounds, tmp_path)
         "hiss.wav": "silent: its peak is -90 dB",
         "blip.wav": "too short: 0.10 s",
         "opposite.wav": "channels cancel",
-        "copy.flac": "the same sound as",
+        "zcopy.flac": "the same sound as",
         "nan.wav": "NaN",
         "broken.wav": "cannot be read",
         "empty.wav": "empty",

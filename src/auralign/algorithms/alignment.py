@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auralign.algorithms.alignment_data import INTERFERER, MIXTURE, TARGET, SceneConfig
+from auralign.algorithms.alignment_data import CHANGED, INTERFERER, MIXTURE, TARGET, SceneConfig
 from auralign.algorithms.alignment_loss import (
     audio_picture,
     consistency,
@@ -76,6 +76,8 @@ class LossConfig:
     """μ of InfoNCE and triplet with pictures, of L_S1, of L_S2 and of the pooled anchor in stage 3."""
     margin: float = 0.2
     """Margin of the triplets."""
+    mixture_negative: bool = False
+    """Whether the unseparated mixture is a negative of InfoNCE too, besides triplet and ranking."""
     slope: float = 0.02
     """Wanted difference of the score a decibel of SI-SDR."""
     softness: float = 0.05
@@ -122,6 +124,8 @@ class Config:
     """Share of example sounds of which only the tagger's embedding is known."""
     clip: float = 1.0
     """Largest gradient norm."""
+    ema: float = 0.98
+    """Decay of the averaged weights, which are validated and kept."""
     narrow: bool = True
     """Compute features in bfloat16."""
     validate_every: int = 100
@@ -200,26 +204,30 @@ def loss_terms(
     raw = torch.cat([batch.sounds.flatten(0, 1), batch.partner])
     embedded = encoder.embed(_dropped(cfg, encoder, raw, noise), "audio")
     sounds, partner = embedded[: size * variants].unflatten(0, (size, variants)), embedded[size * variants :]
-    target, hard = sounds[:, TARGET], sounds[:, [INTERFERER, MIXTURE]]
-    hard_labels = torch.stack([batch.labels[:, 1], torch.full_like(label, -1)], dim=1)
+    target, changed, hard = sounds[:, TARGET], sounds[:, CHANGED], sounds[:, [INTERFERER, MIXTURE]]
+    places = 2 if cfg.loss.mixture_negative else 1
+    hard_labels = torch.stack([batch.labels[:, 1], torch.full_like(label, -1)], dim=1)[:, :places]
     one = stage_one(target, text, label, scale)
     two = stage_two(
         {
-            "nce": hard_info_nce(partner, target, label, scale, hard, hard_labels),
+            "nce": hard_info_nce(partner, target, label, scale, hard[:, :places], hard_labels),
             "triplet": triplet(partner, target, hard, cfg.loss.margin),
-            "consistency": consistency(target, sounds[:, 1]),
-            "ranking": _ranked(cfg, sounds, partner, batch.quality),
+            "consistency": consistency(target, changed),
+            "ranking": (
+                _ranked(cfg, sounds, partner, batch.quality) + _ranked(cfg, sounds, changed, batch.quality)
+            )
+            / 2,
             "earlier": one,
         },
         cfg.loss.stage_two,
     )
     if stage == 2:
         return two
-    anchor = _anchor(cfg, encoder, batch, target, partner, noise)
+    anchor = _anchor(cfg, encoder, batch, target, noise)
     other = torch.where(batch.own[:, None], partner, target)
-    pooled = hard_info_nce(anchor, other, label, scale, hard, hard_labels) + cfg.loss.stage_two[3] * _ranked(
-        cfg, sounds, anchor, batch.quality
-    )
+    pooled = hard_info_nce(anchor, other, label, scale, hard[:, :places], hard_labels) + cfg.loss.stage_two[
+        3
+    ] * _ranked(cfg, sounds, anchor, batch.quality)
     nce_av = triplet_av = scale * 0.0
     if "image" in encoder.heads:
         image = encoder.embed(batch.image, "image")
@@ -242,14 +250,14 @@ def _ranked(cfg: Config, sounds: Tensor, anchor: Tensor, quality: Tensor) -> Ten
 
 
 def _anchor(
-    cfg: Config, encoder: RewardEncoder, batch: Batch, target: Tensor, partner: Tensor, noise: torch.Generator
+    cfg: Config, encoder: RewardEncoder, batch: Batch, target: Tensor, noise: torch.Generator
 ) -> Tensor:
-    """The pooled anchor; its example is embedded again where only the tagger's embedding is known."""
-    example = torch.where(batch.own[:, None], target, partner)
-    bare = torch.rand(len(example), 1, generator=noise) < cfg.bare_example
-    if encoder.encoder == "builtin" and bool(bare.any()):
-        again = encoder.embed(embedding_only(encoder, batch.cue.features["audio"]), "audio")
-        example = torch.where(bare, again, example)
+    """The pooled anchor; of some examples only the tagger's embedding is known."""
+    raw = batch.cue.features["audio"]
+    bare = torch.rand(len(raw), 1, generator=noise) < cfg.bare_example
+    if encoder.encoder == "builtin":
+        raw = torch.where(bare, embedding_only(encoder, raw), raw)
+    example = torch.where(batch.own[:, None] & ~bare, target, encoder.embed(raw, "audio"))
     parts = [encoder.embed(batch.cue.features["text"], "text"), example]
     valid = [batch.cue.valid["text"], batch.cue.valid["audio"]]
     if "image" in encoder.heads:
@@ -273,6 +281,7 @@ class State:
 
     encoder: RewardEncoder
     optimiser: torch.optim.Optimizer
+    average: RewardEncoder
     best: dict[str, Tensor]
     best_score: float = -1.0
     step: int = 0
@@ -281,6 +290,7 @@ class State:
         """For the checkpoint."""
         return {
             "model": self.encoder.state_dict(),
+            "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "best_score": self.best_score,
@@ -296,16 +306,23 @@ def _optimiser(cfg: Config, encoder: RewardEncoder, stage: int) -> torch.optim.O
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.rate, betas=(0.9, 0.98))
 
 
+def begin(cfg: Config, encoder: RewardEncoder) -> State:
+    """The state before the first step."""
+    return State(encoder, _optimiser(cfg, encoder, cfg.stage(0)), copy.deepcopy(encoder), _copy(encoder))
+
+
 def restore(cfg: Config, encoder: RewardEncoder, run: Run) -> State:
     """The state of the newest checkpoint, or of a run that begins."""
     if run.checkpoints.latest() is None:
-        return State(encoder, _optimiser(cfg, encoder, cfg.stage(0)), _copy(encoder))
+        return begin(cfg, encoder)
     stored = run.checkpoints.load_latest().state
     step = int(stored["step"])
     encoder.load_state_dict(stored["model"])
     optimiser = _optimiser(cfg, encoder, cfg.stage(max(0, step - 1)))
     optimiser.load_state_dict(stored["optimiser"])
-    return State(encoder, optimiser, stored["best"], float(stored["best_score"]), step)
+    average = copy.deepcopy(encoder)
+    average.load_state_dict(stored["average"])
+    return State(encoder, optimiser, average, stored["best"], float(stored["best_score"]), step)
 
 
 def _copy(encoder: RewardEncoder) -> dict[str, Tensor]:
@@ -318,6 +335,7 @@ def update(cfg: Config, material: Material, members: dict[int, Tensor], state: S
     done, steps = cfg.place(state.step)
     if done == 0 and state.step:
         state.encoder.load_state_dict(state.best)
+        state.average.load_state_dict(state.best)
         state.optimiser, state.best_score = _optimiser(cfg, state.encoder, stage), -1.0
     for group in state.optimiser.param_groups:
         group["lr"] = cosine_rate(done, steps, cfg.warmup, cfg.rate)
@@ -331,6 +349,9 @@ def update(cfg: Config, material: Material, members: dict[int, Tensor], state: S
     learned = [p for p in state.encoder.parameters() if p.requires_grad]
     norm = torch.nn.utils.clip_grad_norm_(learned, cfg.clip)
     state.optimiser.step()
+    with torch.no_grad():
+        decay = min(cfg.ema, (1 + done) / (10 + done))
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.encoder.parameters()), 1 - decay)
     state.step += 1
     return {"loss": float(loss.detach()), "gradient_norm": float(norm), "stage": float(stage)}
 
@@ -376,9 +397,9 @@ def _keep(
 ) -> None:
     """Validate, remember the best weights of the stage, write a checkpoint."""
     stage = cfg.stage(state.step - 1)
-    scores = validate(state.encoder.eval(), material, cues, stage)
+    scores = validate(state.average.eval(), material, cues, stage)
     if scores["score"] > state.best_score:
-        state.best, state.best_score = _copy(state.encoder), scores["score"]
+        state.best, state.best_score = _copy(state.average), scores["score"]
     tracker.log(state.step, {f"val/stage{stage}/{name}": value for name, value in scores.items()})
     log.info("step %d, stage %d: %s", state.step, stage, {k: round(v, 3) for k, v in scores.items()})
     run.checkpoints.save(state.step, state.state_dict(), score=scores["score"] + stage)

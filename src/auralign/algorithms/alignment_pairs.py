@@ -33,6 +33,9 @@ from auralign.rewards.base import Cue
 from auralign.runtime import weights
 from auralign.runtime.seed import derive
 
+EXAMPLES = 5
+"""Most recordings that an audio cue is the mean of, as in the evaluation of separation."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -90,6 +93,7 @@ class Batch:
         quality: Their SI-SDR.
         labels: Classes of target and interferer.
         partner: Another recording of the target's class.
+        example: Mean features of one to five other recordings of the class, as a listener would give them.
         cue: Words, sound and picture that say what is meant; some left out at random.
         own: Whether the cue's sound is the target itself.
         shown: Which classes have a picture.
@@ -101,6 +105,7 @@ class Batch:
     quality: Float[Tensor, "scene variant"]
     labels: Int[Tensor, "scene 2"]
     partner: Float[Tensor, "scene audio"]
+    example: Float[Tensor, "scene audio"]
     cue: Cue
     own: Bool[Tensor, "scene"]
     shown: Bool[Tensor, "scene"]
@@ -108,18 +113,21 @@ class Batch:
     image: Float[Tensor, "scene image"]
 
 
-def _partner(
+def _partners(
     rng: np.random.Generator, material: Material, members: dict[int, Tensor], index: Tensor
-) -> Tensor:
-    """For each scene another one of its class, from another recording where there is one."""
+) -> tuple[Tensor, Tensor]:
+    """For each scene another one of its class, and the mean of one to five; of other recordings where there are."""
     train = material.train
-    chosen = []
+    first, mean = [], []
     for n in index.tolist():
         same = members[int(train.labels[n, 0])]
         other = same[train.sources[same, 0] != train.sources[n, 0]]
         pool = other if len(other) else same
-        chosen.append(int(pool[int(rng.integers(len(pool)))]))
-    return torch.tensor(chosen)
+        chosen = pool[torch.from_numpy(rng.integers(len(pool), size=int(rng.integers(1, EXAMPLES + 1))))]
+        features = train.audio[chosen, TARGET].float()
+        first.append(features[0])
+        mean.append(features.mean(dim=0))
+    return torch.stack(first), torch.stack(mean)
 
 
 def _pick(
@@ -169,18 +177,19 @@ def draw(
     )
     chosen = torch.cat([torch.arange(4).expand(size, 4), rest], dim=1)
     labels = train.labels[index]
-    partner = train.audio[_partner(rng, material, members, index), TARGET].float()
+    partner, example = _partners(rng, material, members, index)
     sounds = train.audio[index[:, None], chosen].float()
     text, _ = _pick(rng, material.texts, labels[:, 0])
     image, shown = _pick(rng, material.images, labels[:, 0])
     own = torch.from_numpy(rng.random(size) < 0.4)
-    example = torch.where(own[:, None], sounds[:, TARGET], partner)
+    heard = torch.where(own[:, None], sounds[:, TARGET], example)
     kept = torch.from_numpy(rng.random((size, 3)) < np.array(keep))
-    features: dict[Modality, Tensor] = {"text": text, "audio": example}
+    features: dict[Modality, Tensor] = {"text": text, "audio": heard}
     if image.shape[1]:
         features["image"] = image
     cue = make_cue(features, shown, kept)
-    return Batch(sounds, train.si_sdr[index[:, None], chosen], labels, partner, cue, own, shown, text, image)
+    quality = train.si_sdr[index[:, None], chosen]
+    return Batch(sounds, quality, labels, partner, example, cue, own, shown, text, image)
 
 
 def embedding_only(encoder: RewardEncoder, raw: Float[Tensor, "item audio"]) -> Float[Tensor, "item audio"]:
@@ -203,22 +212,22 @@ def rank_correlation(
     return torch.where(norm > 0, (a * b).sum(dim=1) / norm.clamp_min(1e-12), torch.nan)
 
 
+def _examples(rng: np.random.Generator, train: Scenes, members: Tensor | None) -> Float[Tensor, "audio"]:
+    if members is None:
+        return torch.zeros(train.audio.shape[2])
+    chosen = members[torch.from_numpy(rng.permutation(len(members))[:EXAMPLES])]
+    return train.audio[chosen, TARGET].float().mean(dim=0)
+
+
 def held_out_cues(material: Material, seed: int) -> tuple[Cue, Cue]:
-    """Cues of the validation scenes' targets and interferers: words, a training recording, a picture."""
+    """Cues of the validation scenes' targets and interferers: words, training recordings, a picture."""
     rng = np.random.default_rng(derive(seed, "validation cues"))
     members = material.partners()
     cues = []
     for column in (0, 1):
         labels = material.held.labels[:, column]
         rows = [members.get(int(label)) for label in labels]
-        example = torch.stack(
-            [
-                material.train.audio[int(m[int(rng.integers(len(m)))]), TARGET].float()
-                if m is not None
-                else torch.zeros(material.train.audio.shape[2])
-                for m in rows
-            ]
-        )
+        example = torch.stack([_examples(rng, material.train, one) for one in rows])
         text, _ = _pick(rng, material.texts, labels)
         image, shown = _pick(rng, material.images, labels)
         features: dict[Modality, Tensor] = {"text": text, "audio": example}

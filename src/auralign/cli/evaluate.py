@@ -97,10 +97,43 @@ class Trial:
     """Print the summary as JSON."""
 
 
-Options = Annotated[Separation, subcommand("separation")] | Annotated[Trial, subcommand("trial")]
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """Score a reward encoder: does it rank clean above mixture above interferer, and tell close classes apart?"""
+
+    model: str = "reward-small"
+    """Name of a reward encoder, or its folder."""
+
+    corpus: Annotated[Path, arg(metavar="DIR")] = Path("corpora/soundbox")
+    """The corpus that the mixtures are made from."""
+
+    lists: Annotated[UseAppendAction[tuple[str, ...]], arg(name="list", metavar="NAME")] = ()
+    """Frozen mixture list: a name or a .jsonl file; by default two in-domain lists and a cross-domain one."""
+
+    limit: Annotated[int, arg(metavar="N")] = 0
+    """N mixtures of each list, spread evenly; 0 takes all."""
+
+    seed: int = 0
+    """Seed of example recordings and mask noise."""
+
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Folder for rows and summary."""
+
+    bfloat16: Flag = False
+    """Compute features in bfloat16."""
+
+    json: Flag = False
+    """Print the summary as JSON."""
 
 
-def run(options: Separation | Trial) -> int:
+Options = (
+    Annotated[Separation, subcommand("separation")]
+    | Annotated[Trial, subcommand("trial")]
+    | Annotated[Reward, subcommand("reward")]
+)
+
+
+def run(options: Separation | Trial | Reward) -> int:
     """Does what the sub-verb says; 1 when some items could not be scored because of an error."""
     show_log()
     match options:
@@ -108,6 +141,8 @@ def run(options: Separation | Trial) -> int:
             return _separation(options)
         case Trial():
             return _trial(options)
+        case Reward():
+            return _reward(options)
 
 
 def _separation(options: Separation) -> int:
@@ -168,3 +203,30 @@ def _trial(options: Trial) -> int:
         print_table(rows, list(dict.fromkeys(key for row in rows for key in row)))
         print(options.out / "report.html")
     return 1 if result.failed else 0
+
+
+def _reward(options: Reward) -> int:
+    from auralign.evaluation import reward
+
+    report = reward.run_reward(
+        options.model,
+        options.corpus,
+        options.lists or reward.LISTS,
+        limit=options.limit or None,
+        seed=options.seed,
+        out=options.out,
+        narrow=options.bfloat16,
+    )
+    if options.json:
+        print_json(report.summary)
+    else:
+        rows = [
+            {"list": name, "part": part, **{k: v for k, v in found.items() if not isinstance(v, dict)}}
+            for name, parts in report.summary.items()
+            for part, found in parts.items()
+            if isinstance(found, dict)
+        ]
+        for shape in dict.fromkeys(tuple(row) for row in rows):
+            print_table([row for row in rows if tuple(row) == shape], list(shape))
+    unscored = sum(bool(row.get("reason")) for row in report.table.rows)
+    return 1 if unscored else 0

@@ -9,35 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import multiprocessing
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from auralign.errors import AuralignError, DataError, UsageError
+from auralign.errors import DataError, UsageError
 from auralign.evaluation.items import Modality, SoundboxItems
 from auralign.evaluation.table import Row
-from auralign.evaluation.trial_judge import Precision, read_prototypes, write_prototypes
+from auralign.evaluation.trial_judge import Precision
 from auralign.evaluation.trial_page import write_pages
+from auralign.evaluation.trial_pool import prepare, score_all
 from auralign.evaluation.trial_rows import RowFiles
-from auralign.evaluation.trial_score import (
-    PARTS,
-    Contender,
-    Scored,
-    Scorer,
-    Setting,
-    Work,
-    prototype_here,
-    score_here,
-    start_worker,
-)
+from auralign.evaluation.trial_score import PARTS, Contender, Setting, Work
 from auralign.evaluation.trial_statistics import (
     compare_arms,
     gather,
@@ -49,12 +35,9 @@ from auralign.models.separator import SeparatorModel
 from auralign.runtime import weights
 from auralign.runtime.environment import snapshot
 
-log = logging.getLogger(__name__)
-
 Progress = Callable[[float, float, str], None]
 QUERIES: tuple[Modality, ...] = ("text", "image", "audio", "combined")
 LISTS = ("soundbox-vggsound-clean", "soundbox-cross")
-_AHEAD = 4  # mixtures that wait in front of each worker
 
 
 @dataclass(frozen=True)
@@ -134,9 +117,8 @@ def run_trial(cfg: TrialConfig, out: Path, *, on_progress: Progress | None = Non
     setting = Setting(cfg.corpus, contenders, cfg.seed, cfg.judge_precision if cfg.judge else None)
     began, seconds = time.monotonic(), dict.fromkeys(PARTS, 0.0)
     if plan.works:
-        if cfg.judge:
-            setting = _with_prototypes(cfg, setting, items, out)
-        for done, scored in enumerate(_score_all(cfg, setting, plan.works), start=1):
+        setting = prepare(setting, items, plan.works, cfg.workers)
+        for done, scored in enumerate(score_all(setting, plan.works, cfg.workers), start=1):
             files.append(scored.rows)
             for part, spent in scored.seconds.items():
                 seconds[part] += spent
@@ -252,57 +234,6 @@ def _belongs(row: Row, plan: _Plan, contenders: tuple[Contender, ...]) -> bool:
     """Whether a row of the folder is part of this trial, not of a wider or older one."""
     key = (str(row["list"]), str(row["id"]), str(row["query"]))
     return key in plan.keys and (row["arm"], row["model"]) in {(one.arm, one.sha256) for one in contenders}
-
-
-@contextmanager
-def _pool(workers: int, setting: Setting) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes with everything loaded; waiting work is dropped when something stops the trial."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(setting,))
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        hint = "the same command goes on where it stopped; fewer --workers need less memory"
-        raise AuralignError("a worker of the trial died", why=str(error), hint=hint) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _score_all(cfg: TrialConfig, setting: Setting, works: Sequence[Work]) -> Iterator[Scored]:
-    """Results as they come; with one worker in order and in this process."""
-    if cfg.workers <= 1:
-        scorer = Scorer(setting)
-        for work in works:
-            yield scorer.score(work)
-        return
-    with _pool(cfg.workers, setting) as pool:
-        waiting: set[Future[Scored]] = set()
-        for work in works:
-            waiting.add(pool.submit(score_here, work))
-            if len(waiting) >= _AHEAD * cfg.workers:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for one in finished:
-                    yield one.result()
-        for one in waiting:
-            yield one.result()
-
-
-def _with_prototypes(cfg: TrialConfig, setting: Setting, items: SoundboxItems, out: Path) -> Setting:
-    """The same setting with the judge's class prototypes, which are made once a folder."""
-    path = out / "prototypes.safetensors"
-    if not path.exists():
-        log.info("the judge hears a few clean recordings of every class")
-        sounds = items.prototypes()
-        plain = Setting(setting.corpus, (), setting.seed, setting.judge)
-        if cfg.workers <= 1:
-            scorer = Scorer(plain)
-            made = [scorer.prototype(label, waves) for label, waves in sounds.items()]
-        else:
-            with _pool(cfg.workers, plain) as pool:
-                made = list(pool.map(prototype_here, sounds.keys(), sounds.values()))
-        write_prototypes(path, dict(made))
-    read_prototypes(path)
-    return Setting(setting.corpus, setting.contenders, setting.seed, setting.judge, path)
 
 
 def _summarise(

@@ -7,7 +7,6 @@ less than 0.0002, the same for every arm. The summary of a trial names the arith
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,6 @@ import soxr
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from auralign.metrics import semantic
@@ -100,16 +98,3 @@ class TrialJudge:
             found["judge_rank"] = rank
             found["judge_top1"] = torch.where(rank.isnan(), rank, (rank == 1).double())
         return {name: [float(value) for value in values] for name, values in found.items()}
-
-
-def write_prototypes(path: Path, prototypes: Mapping[str, Float[np.ndarray, "512"]]) -> Path:
-    """Keep class prototypes beside the trial; they cost a minute to make."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: np.ascontiguousarray(vector) for name, vector in prototypes.items()}, temporary)
-    temporary.replace(path)
-    return path
-
-
-def read_prototypes(path: Path | None) -> dict[str, np.ndarray]:
-    """What :func:`write_prototypes` wrote; nothing for no file."""
-    return {} if path is None else load_file(path)

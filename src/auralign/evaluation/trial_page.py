@@ -27,9 +27,9 @@ HEADLINE = (
     ("level_change_db", "level, dB", 2),
 )
 NOTE = (
-    "Differences are paired by item and averaged over the models of an arm. [95 % interval, recordings resampled: "
-    "items whose target comes from one recording are drawn together]; (95 % interval, items resampled: too narrow "
-    "where items share recordings). Neither covers the choice of training seed; the last column lists every seed."
+    "Differences are paired by item and averaged over the models of an arm. [95 % interval that resamples recordings: "
+    "items whose target comes from one recording are drawn together.] It does not cover the choice of training seed; "
+    "every seed's own difference is listed."
 )
 
 Summary = Mapping[str, Any]
@@ -212,15 +212,16 @@ def _largest_losses(rows: Sequence[Row], a: str, b: str, count: int = 10) -> lis
     for row in rows:
         key = (str(row["list"]), str(row["id"]), str(row["query"]))
         sides.setdefault(key, {})[str(row["system"])] = row
-    found = []
+    found: list[tuple[float, dict[str, Any]]] = []
     for (name, item, query), pair in sides.items():
-        if a in pair and b in pair:
-            mine, other = (pair[arm].get("si_sdri") for arm in (a, b))
-            if isinstance(mine, float) and isinstance(other, float) and math.isfinite(mine - other):
-                head = {"list": name, "id": item, "query": query, "class": pair[a].get("class")}
-                head |= {"interferer": pair[a].get("interferer")}
-                found.append(head | {"difference_db": mine - other, f"{a}_db": mine, f"{b}_db": other})
-    return sorted(found, key=lambda one: float(one["difference_db"]))[:count]
+        mine, other = (pair[arm].get("si_sdri") if arm in pair else None for arm in (a, b))
+        if isinstance(mine, float) and isinstance(other, float) and math.isfinite(mine - other):
+            row = {"list": name, "id": item, "query": query, "class": pair[a].get("class")}
+            row |= {"interferer": pair[a].get("interferer")}
+            found.append(
+                (mine - other, row | {"difference_db": mine - other, f"{a}_db": mine, f"{b}_db": other})
+            )
+    return [row for _, row in sorted(found, key=lambda one: one[0])[:count]]
 
 
 def _strict(value: Any) -> Any:

@@ -16,23 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from auralign.data.mixtures import Mixture, MixtureSpec
-from auralign.evaluation.items import EXAMPLE_SAMPLES, Asked, Modality, SoundboxItems
+from auralign.errors import UsageError
+from auralign.evaluation.items import Modality, SoundboxItems
 from auralign.evaluation.table import Row
-from auralign.evaluation.trial_judge import ANCHORS, JUDGED, Precision, TrialJudge, read_prototypes
+from auralign.evaluation.trial_judge import ANCHORS, JUDGED, Precision, TrialJudge
+from auralign.evaluation.trial_queries import Queries, SharedEncoders, read_vectors
 from auralign.metrics import sdr
 from auralign.metrics.bss_eval import bss_eval_target
 from auralign.metrics.contract import CLAMP_DB, is_silent, why_unscorable
-from auralign.models.encoders import Backbones, QueryBackbones
+from auralign.models.encoders import Backbones
 from auralign.models.judge import load_judge
 from auralign.models.omnisep import SmallSeparator
-from auralign.models.query_encoder import Modality as Kind
 from auralign.models.separator import SeparatorModel
-from auralign.models.yamnet import YamNet
 
 RATIOS = ("si_sdri", "snri", "sdr_v3_512", "sir_v3_512", "sar_v3_512")
 METRICS = (*RATIOS, *JUDGED, "level_change_db", "presence")
@@ -91,81 +90,8 @@ class Setting:
     """The judge's arithmetic; None leaves it out."""
     prototypes: Path | None = None
     """Class prototypes of the judge, for ranks."""
-
-
-class _YamNetOnce(YamNet):
-    """Answers the same input again from memory: the models of a trial hear the same mixtures."""
-
-    _heard: tuple[Tensor, list[Tensor]] | None = None
-
-    def maps(self, log_mel: Float[Tensor, "batch frame mel"]) -> list[Tensor]:
-        if self._heard is None or not torch.equal(self._heard[0], log_mel):
-            self._heard = log_mel, super().maps(log_mel)
-        return self._heard[1]
-
-
-def _hearing_once(network: YamNet) -> _YamNetOnce:
-    """The same network with a memory of one input."""
-    once = _YamNetOnce(network.class_names)
-    once.convs, once.classifier = network.convs, network.classifier
-    return once.eval().requires_grad_(False)
-
-
-class _SharedEncoders(Backbones):
-    """The built-in encoders, loaded once for all models of a process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._once: _YamNetOnce | None = None
-
-    @property
-    def yamnet(self) -> YamNet:
-        """The trunk's YAMNet, with a memory of one input."""
-        if self._once is None:
-            self._once = _hearing_once(super().yamnet)
-        return self._once
-
-
-class Queries:
-    """Query vectors of every model from backbone features that are computed once.
-
-    Args:
-        items: The corpus, for pictures and recordings.
-    """
-
-    def __init__(self, items: SoundboxItems) -> None:
-        self._items = items
-        self._raw: dict[tuple[str, Kind, str], Tensor] = {}
-        self._vectors: dict[tuple[int, Asked], Tensor] = {}
-
-    def vector(self, model: SeparatorModel, asked: Asked) -> Float[Tensor, " dim"]:
-        """The unit vector that :class:`auralign.evaluation.run.Answerer` also asks with."""
-        key = (id(model), asked)
-        if key not in self._vectors:
-            kinds: tuple[tuple[Kind, Sequence[str | Path]], ...] = (
-                ("text", asked.texts),
-                ("image", asked.images),
-                ("audio", asked.clips),
-            )
-            means = []
-            for kind, names in kinds:
-                if names:
-                    raw = torch.cat([self._features(model.backbones, kind, str(name)) for name in names])
-                    means.append(F.normalize(model.heads(raw, kind).mean(dim=0), dim=-1))
-            self._vectors[key] = F.normalize(torch.stack(means).mean(dim=0), dim=-1)
-        return self._vectors[key]
-
-    def _features(self, backbones: QueryBackbones, kind: Kind, name: str) -> Float[Tensor, "1 features"]:
-        key = (backbones.spec, kind, name)
-        if key not in self._raw:
-            if kind == "text":
-                self._raw[key] = backbones.texts([name])
-            elif kind == "image":
-                self._raw[key] = backbones.images(backbones.read_picture(name)[None])
-            else:
-                wave = self._items.renderer.samples(name)[:EXAMPLE_SAMPLES]
-                self._raw[key] = backbones.audio(torch.from_numpy(wave)[None])
-        return self._raw[key]
+    examples: Path | None = None
+    """Features of recordings by the built-in encoder; others are computed when they are asked for."""
 
 
 @dataclass
@@ -193,16 +119,16 @@ class Scorer:
         self.items = SoundboxItems(setting.corpus, seed=setting.seed)
         self.contenders = setting.contenders
         self.models = [SeparatorModel.load(Path(one.folder)) for one in setting.contenders]
-        shared = _SharedEncoders()
+        self._shared = shared = SharedEncoders()
         for model in self.models:
             if type(model.backbones) is Backbones:
                 model.backbones = shared
                 if isinstance(model.net, SmallSeparator):
                     model.net.share(shared)
-        self.queries = Queries(self.items)
+        self.queries = Queries(self.items, read_vectors(setting.examples))
         self.judge: TrialJudge | None = None
         if setting.judge is not None:
-            self.judge = TrialJudge(load_judge(), setting.judge, read_prototypes(setting.prototypes))
+            self.judge = TrialJudge(load_judge(), setting.judge, read_vectors(setting.prototypes))
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -213,11 +139,16 @@ class Scorer:
         finally:
             self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - began
 
-    def prototype(self, label: str, waves: Sequence[np.ndarray]) -> tuple[str, np.ndarray]:
-        """The judge's mean embedding of a class."""
+    def example(self, clip: str) -> Float[np.ndarray, " dim"]:
+        """Features of a recording by the built-in encoder."""
+        return self.queries.features(self._shared, "audio", clip)[0].numpy()
+
+    def prototype(self, label: str, waves: Sequence[Float[np.ndarray, " _"]]) -> Float[np.ndarray, " dim"]:
+        """The judge's mean embedding of a few recordings of a class."""
         if self.judge is None:
-            raise RuntimeError("this scorer has no judge")
-        return label, np.mean([self.judge.embed([wave])[0].numpy() for wave in waves], axis=0)
+            raise UsageError("there is no judge to make prototypes", where=label)
+        mean: np.ndarray = np.mean([self.judge.embed([wave])[0].numpy() for wave in waves], axis=0)
+        return mean
 
     def score(self, work: Work) -> Scored:
         """Rows of one mixture; whatever fails becomes the reason of its rows."""
@@ -339,8 +270,9 @@ class Scorer:
 def _ratios(est: Float[Tensor, "est time"], mixture: Mixture, outputs: list[_Output]) -> None:
     """Ratios that need no filters, and the level, of all outputs at once."""
     ref, whole = (torch.from_numpy(x).double() for x in (mixture.target, mixture.mixture))
-    same = {"est": est, "ref": ref.expand_as(est), "mixture": whole.expand_as(est)}
-    si_sdri, snri = sdr.si_sdri(**same), sdr.snri(**same)
+    clean, mixed = ref.expand_as(est), whole.expand_as(est)
+    si_sdri = sdr.si_sdri(est=est, ref=clean, mixture=mixed)
+    snri = sdr.snri(est=est, ref=clean, mixture=mixed)
     level = 10 * torch.log10(est.square().sum(-1) / whole.square().sum())
     level = level.clamp(-CLAMP_DB, CLAMP_DB)
     for n, one in enumerate(outputs):
@@ -385,22 +317,3 @@ def _row(output: _Output, about: Row) -> Row:
     if output.presence is not None:
         scores["presence"] = output.presence
     return row | scores | {"failed": output.failed, "reason": "; ".join(filter(None, output.reasons))}
-
-
-_running: list[Scorer] = []
-
-
-def start_worker(setting: Setting) -> None:
-    """Load everything once in a worker process; one thread each, so that workers do not fight for cores."""
-    torch.set_num_threads(1)
-    _running[:] = [Scorer(setting)]
-
-
-def score_here(work: Work) -> Scored:
-    """Score in a worker that :func:`start_worker` prepared."""
-    return _running[0].score(work)
-
-
-def prototype_here(label: str, waves: Sequence[np.ndarray]) -> tuple[str, np.ndarray]:
-    """A class prototype in a worker that :func:`start_worker` prepared."""
-    return _running[0].prototype(label, waves)

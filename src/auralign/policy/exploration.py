@@ -40,7 +40,7 @@ class Exploration:
     """Rows and frames of a tile."""
     pairing: Pairing = "antithetic"
     """Whether masks are drawn alone or in mirrored pairs."""
-    emphasis: float = 0.25
+    emphasis: float = 0.5
     """Coordinates are weighed by the mixture's energy in them to this power (0: all alike, as in the paper).
 
     Where there is nothing to hear a reward says nothing, and the noise of those coordinates only blurs the others.
