@@ -221,12 +221,20 @@ def _reward(options: Reward) -> int:
         print_json(report.summary)
     else:
         rows = [
-            {"list": name, "part": part, **{k: v for k, v in found.items() if not isinstance(v, dict)}}
+            {
+                "list": name,
+                "anchor": anchor,
+                "gap": block["tuned"]["gap"]["mean"],
+                "untuned_gap": block["untuned"]["gap"]["mean"],
+                "in_order": block["tuned"]["triple"]["mean"],
+                "untuned_in_order": block["untuned"]["triple"]["mean"],
+            }
             for name, parts in report.summary.items()
-            for part, found in parts.items()
-            if isinstance(found, dict)
+            for anchor, block in parts.items()
+            if anchor != "pairs"
         ]
-        for shape in dict.fromkeys(tuple(row) for row in rows):
-            print_table([row for row in rows if tuple(row) == shape], list(shape))
+        print_table(rows, list(rows[0]))
+        pairs = [{"pair": pair, **found} for pair, found in report.summary["all"]["pairs"].items()]
+        print_table(pairs, list(dict.fromkeys(key for row in pairs for key in row)))
     unscored = sum(bool(row.get("reason")) for row in report.table.rows)
     return 1 if unscored else 0
