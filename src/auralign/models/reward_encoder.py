@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from auralign.models.query_encoder import MODALITIES, Modality
 FORMAT = "auralign-reward-1"
 
 
+@runtime_checkable
 class Views(Protocol):
     """Raw features of what says which sound is meant; :class:`auralign.rewards.base.Cue` is one."""
 
