@@ -35,7 +35,7 @@ _COLUMNS = (*METRICS, *ANCHORS)
 class Scores:
     """All rows of a trial as one array an arm, with the same items in the same order."""
 
-    values: dict[str, Float[np.ndarray, "item seed metric"]]
+    values: dict[str, Float[np.ndarray, "item _ metric"]]
     """By arm; nan where there is no score."""
     lists: Shaped[np.ndarray, " item"]
     """Name of the list."""
@@ -152,7 +152,7 @@ def _difference(a: Float[np.ndarray, " item"], b: Float[np.ndarray, " item"], me
     }
 
 
-def _seeds(a: Float[np.ndarray, "item seed"], b: Float[np.ndarray, "item seed"]) -> dict[str, Any]:
+def _seeds(a: Float[np.ndarray, "item seed"], b: Float[np.ndarray, "item other"]) -> dict[str, Any]:
     """Each model's mean over the items that all models have, and seed by seed differences for equal numbers."""
     both = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
     a_means, b_means = a[both].mean(axis=0), b[both].mean(axis=0)
