@@ -123,7 +123,7 @@ def test_every_format_and_rate_is_taken(tmp_path, name, rate_hz, options):
 def test_files_that_are_of_no_use_are_named_with_their_reasons(sounds, tmp_path):
     folder = sounds / "violin"
     write(folder / "silent.wav", np.zeros(16_000))
-    write(folder / "hiss.wav", 1e-4 * tone(1.0))
+    write(folder / "hiss.wav", 1e-4 * tone(1.0), subtype="FLOAT")
     write(folder / "blip.wav", tone(0.1))
     write(folder / "opposite.wav", np.stack([tone(1.0), -tone(1.0)], axis=1))
     write(folder / "zcopy.flac", soundfile.read(folder / "take 0.wav")[0])
@@ -250,7 +250,7 @@ def test_too_few_classes_are_explained_with_a_way_out(tmp_path):
         build(source, tmp_path / "out")
     message = str(caught.value)
     assert all(
-        words in message for words in ("1 classes", "violin", "4 or more", "--with", "drum/a.wav: silent")
+        words in message for words in ("1 class with", "violin", "4 or more", "--with", "drum/a.wav: silent")
     )
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

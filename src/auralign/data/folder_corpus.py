@@ -251,16 +251,18 @@ def _check_classes(draft: _Draft, found: UserFolder, source: Path, borrow: Path 
         if len(labels) >= FEWEST and apart == labels:
             continue
         lone = sorted(set(labels) - set(apart)) if len(labels) >= FEWEST else []
-        what_is_there = f"{len(labels)} classes with sounds to {what}: {', '.join(labels) or 'none'}"
+        count = f"{len(labels)} class{'' if len(labels) == 1 else 'es'} with sounds to {what}"
         why = f"nothing can be told from {lone[0]!r}" if lone else f"mixtures need {FEWEST} or more"
-        if borrow is None:
-            hint = (
-                "borrow other classes with `--with corpora/soundbox` (made by `auralign data build soundbox`)"
-            )
-            hint += ", or add subfolders and files until there are enough"
-        else:
-            hint = "borrow from a larger corpus, or add subfolders and files"
-        raise DataError(what_is_there, where=str(source), why=why, hint=hint)
+        if found.skipped:
+            name, reason = next(iter(found.skipped.items()))
+            why += f"; of no use: {len(found.skipped)}, the first {name}: {reason}"
+        lend = "borrow other classes with `--with corpora/soundbox`, made by `auralign data build soundbox`"
+        raise DataError(
+            f"{count}: {', '.join(labels[:8]) or 'none'}",
+            where=str(source),
+            why=why,
+            hint=f"{lend if borrow is None else 'borrow from a larger corpus'}, or add subfolders and files",
+        )
 
 
 def _check_places(source: Path, out: Path, borrow: Path | None) -> None:

@@ -190,7 +190,7 @@ def _take_picture(out: UserFolder, staging: Path, label: str, path: Path, name: 
         out.broken.append(name)
         return
     target = f"pictures/{_stem(name)}-{hashlib.sha256(data).hexdigest()[:8]}.png"
-    (staging / "pictures").mkdir(exist_ok=True)
+    (staging / target).parent.mkdir(parents=True, exist_ok=True)
     (staging / target).write_bytes(data)
     if target not in out.pictures.setdefault(label, []):
         out.pictures[label].append(target)
