@@ -255,11 +255,14 @@ def train(cfg: Config, run: Run) -> None:
         parts, state, watcher = set_up(cfg, here)
         guard = Guard(cfg.guard)
         state.more = {**state.more, "guard": guard}
+        fresh = run.checkpoints.latest() is None
         state.restore(run)
+        here.barrier()  # nobody writes before everybody has read
         verdict: Verdict | None = None
         stopping = False
-        with run.tracker(resumed_step=state.step or None) if here.is_first else nullcontext() as tracker:
-            if state.step == 0:
+        resumed = None if fresh else state.step
+        with run.tracker(resumed_step=resumed) if here.is_first else nullcontext() as tracker:
+            if fresh:
                 verdict = _look(cfg, parts, state, watcher, guard, tracker, run)
             while state.step < cfg.steps and not stopping and not _stops(verdict):
                 began = time.monotonic()

@@ -103,10 +103,25 @@ class Config:
             raise ValueError("policy.weight and anchor must be 0 or more, and one of them above 0")
         if self.policy.inner_epochs < 1 or self.policy.asked not in (1, 2):
             raise ValueError("policy.inner_epochs must be at least 1 and policy.asked 1 or 2")
-        if self.policy.advantage == "leave_one_out" and self.policy.group <= self.drawn_together:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
+        if self.mix.samples < 4096 or self.mix.samples % 4096:
+            raise ValueError(f"mix.samples is {self.mix.samples}; take a multiple of 4096")
+        if self.policy.gradient == "score":
+            self._check_group(self.policy.group, self.policy.advantage)
+
+    def _check_group(self, group: int, advantage: str) -> None:
+        """Masks that are compared need others to be compared with, and mirrored ones come in pairs."""
+        alone = {"leave_one_out": self.drawn_together, "group": 1, "published": 0}[advantage]
+        if group <= alone:
             raise ValueError(
-                f"a group of {self.policy.group} has no other member to compare with; take more, "
+                f"a group of {group} has no other member to compare with; take more, "
                 "or the advantage `published`"
+            )
+        if group % self.drawn_together:
+            raise ValueError(
+                f"a group of {group} is not made of mirrored pairs; take an even one, "
+                "or policy.explore.pairing `independent`"
             )
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from auralign.algorithms.mars_sep_config import Config
 from auralign.algorithms.query_banks import QueryBanks
-from auralign.algorithms.scenes import Decision, first_decision, residual_decision
+from auralign.algorithms.scenes import Decision, first_decision
 from auralign.algorithms.separator_pass import separator_pass
 from auralign.algorithms.training import Averager, Corpus, TrainState, decay_groups, load_corpus
 from auralign.algorithms.watching import Watcher
@@ -93,8 +93,10 @@ def reference_proposal(cfg: Config, parts: Parts, decision: Decision) -> Tensor 
     batch, model = decision.batch, parts.reference
     with torch.no_grad():
         query = batch.raw.embed(model.heads, unit=model.unit_queries)
-        out = separator_pass(model, batch.mixture, query, bfloat16=cfg.bfloat16)
-        fixed = first_decision(batch, decision.items, out)
-        if decision.before is not None:
-            fixed = residual_decision(model, fixed, query, bfloat16=cfg.bfloat16)
-    return fixed.proposal
+        if decision.before is None:
+            out = separator_pass(model, batch.mixture, query, bfloat16=cfg.bfloat16)
+            return first_decision(batch, decision.items, out).proposal
+        items = decision.items
+        left = batch.mixture[items.mixture] - decision.before  # what the policy left over
+        out = separator_pass(model, left, items.pick(query)[:, None], bfloat16=cfg.bfloat16)
+        return torch.sigmoid(out.logits[:, 0].float())
