@@ -46,6 +46,12 @@ ARMS: dict[str, tuple[str, ...]] = {
         *NO_PAIRS,
     ),
     "no anchor": ("anchor=0",),
+    "only semantic, no anchor": ('rewards=[{path="semantic"}]', "anchor=0"),
+    "only an untuned tagger": ('rewards=[{path="benchmarks.untuned_reward.untuned"}]',),
+    "only an untuned tagger, no anchor": (
+        'rewards=[{path="benchmarks.untuned_reward.untuned"}]',
+        "anchor=0",
+    ),
     "exploration by bins": ("policy.explore.form=bin",),
     "tiles of 8": ("policy.explore.tile=[8,8]",),
     "tiles of 32": ("policy.explore.tile=[32,32]",),
@@ -92,7 +98,7 @@ def train(name: str, changes: tuple[str, ...], options: argparse.Namespace) -> P
     command += ["resume", str(run)] if (run / "config.toml").exists() else ["train", str(RECIPE), *sets]
     command += [] if (run / "config.toml").exists() else ["--out", str(run)]
     with (options.out / f"{run.name}.log").open("w", encoding="utf-8") as log:
-        subprocess.run(command, stdout=log, stderr=log, check=False)
+        subprocess.run(command, stdout=log, stderr=log, check=False, cwd=RECIPE.parent.parent)
     return model
 
 
@@ -225,6 +231,8 @@ def main() -> None:
     )
     parser.add_argument("--arm", action="append", help="only these, and the control")
     options = parser.parse_args()
+    options.out, options.corpus = options.out.resolve(), options.corpus.resolve()
+    options.encoders = options.encoders.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     arms = ARMS | encoder_arms(options.encoders)
     names = [name for name in arms if not options.arm or name in (CONTROL, *options.arm)]
