@@ -190,13 +190,13 @@ def _plan(
 ) -> _Plan:
     """Everything that no finished row covers yet."""
     plan = _Plan()
-    for place in cfg.lists:
+    for place in dict.fromkeys(cfg.lists):
         name = Path(place).stem if place.endswith(".jsonl") else place
         plan.lists.append(name)
         for number, spec in enumerate(items.read(place, cfg.limit)):
             judged = cfg.judge and (cfg.judge_limit is None or number < cfg.judge_limit)
             asked: dict[int, tuple[Modality, ...]] = {}
-            queries = _askable(items, spec, cfg.queries, plan)
+            queries = _askable(items, spec, tuple(dict.fromkeys(cfg.queries)), plan)
             plan.keys |= {(name, spec.id, query) for query in queries}
             for n, one in enumerate(contenders):
                 left = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +28,11 @@ _running: list[Scorer] = []
 
 
 def start_worker(setting: Setting) -> None:
-    """Load everything once in a worker process; one thread each, so that workers do not fight for cores."""
+    """Load everything once in a worker process; one thread each, so that workers do not fight for cores.
+
+    An interrupt from the keyboard reaches every process; the one that collects the rows decides.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _running[:] = [Scorer(setting)]
 

@@ -2,8 +2,8 @@ r"""What a trial's rows say: means of every arm, paired differences, and three v
 
 The unit is one item and query. An arm's value is the mean over its models (seeds); a difference is taken within the
 item. The item interval resamples items. The recording interval resamples groups of items whose target comes from one
-recording; it is the honest one, because a list asks for the same recordings many times. Neither covers the choice of
-training seed: for that every seed's own difference is listed.
+recording; it is the honest one, because a list asks for the same recordings many times. Neither covers that interferers
+recur too, nor the choice of training seed: for that every seed's own difference is listed.
 """
 
 from __future__ import annotations
