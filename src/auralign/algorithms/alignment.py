@@ -106,7 +106,7 @@ class Config:
     """Coefficients and margins."""
     schedule: Literal["stages", "joint"] = "stages"
     """Three stages, or as many steps of everything at once."""
-    steps: tuple[int, int, int] = (300, 600, 900)
+    steps: tuple[int, int, int] = (200, 400, 500)
     """Updates of each stage."""
     batch: int = 96
     """Scenes a step."""
@@ -118,7 +118,7 @@ class Config:
     """Steps of linear warm-up of each stage."""
     weight_decay: float = 0.05
     """AdamW's weight decay."""
-    dropout: float = 0.15
+    dropout: float = 0.4
     """Share of raw audio features that are left out at random."""
     bare_example: float = 0.3
     """Share of example sounds of which only the tagger's embedding is known."""
