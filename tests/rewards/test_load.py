@@ -136,11 +136,11 @@ def test_the_cause_of_a_failed_import_is_kept(here):
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_users_file_never_hides_an_installed_module(here):
-    (here / "json.py").write_text("def loads(scene):\n    return None\n")
-    import json
-
-    assert load_reward("json.loads") is json.loads
+def test_a_users_file_never_hides_an_installed_module(here, monkeypatch):
+    (here / "colorsys.py").write_text("def only_here(scene):\n    return None\n")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with pytest.raises(UsageError, match="colorsys has no 'only_here'"):
+        load_reward("colorsys.only_here")
 
 
 def test_built_in_rewards_go_by_name_and_can_be_replaced():
@@ -222,6 +222,8 @@ def test_answers_leave_the_graph_unless_asked():
         return scene.estimate.mean(-1)
 
     assert not CheckedReward(reward, "mine")(scene).requires_grad
+    learned = torch.ones(2, 3, requires_grad=True)  # a leaf keeps its flag under no_grad
+    assert not CheckedReward(lambda scene: learned, "mine")(scene).requires_grad
     CheckedReward(reward, "mine", keep_graph=True)(scene).sum().backward()
     torch.testing.assert_close(estimate.grad, torch.full((2, 3, 8), 1 / 8))
 
