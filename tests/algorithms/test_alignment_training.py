@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from auralign.algorithms import alignment
 from auralign.algorithms.alignment import Config, begin, build, loss_terms, train, unfreeze, update
@@ -214,9 +215,9 @@ def test_a_run_learns_saves_and_resumes_bit_for_bit(tiny, tmp_path, pooling):
     for part in ("model", "average", "best"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, again[part][name]), f"{part} {name}"
-    assert (halved / "model" / "model.safetensors").read_bytes() == (
-        run.path / "model" / "model.safetensors"
-    ).read_bytes()
+    shipped = [load_file(folder / "model" / "model.safetensors") for folder in (run.path, halved)]
+    assert shipped[0].keys() == shipped[1].keys()
+    assert all(torch.equal(tensor, shipped[1][name]) for name, tensor in shipped[0].items())
 
 
 def test_a_stopped_run_says_so_and_leaves_a_checkpoint(tiny, tmp_path, monkeypatch):
@@ -242,7 +243,7 @@ def test_a_stopped_run_says_so_and_leaves_a_checkpoint(tiny, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch": 0}, {"steps": (0, 0, 0)}, {"variants": 3}, {"pooling": "attention"}, {"validate_every": 0}],
+    [{"batch": 0}, {"steps": (0, 0, 0)}, {"variants": 3}, {"validate_every": 0}],
 )
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

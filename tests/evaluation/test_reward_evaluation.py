@@ -62,7 +62,10 @@ def corpus(tmp_path) -> Path:
                     "id": name,
                     "audio": f"{name}.wav",
                     "duration_s": 70_000 / 16_000,
+                    "sample_rate": 16_000,
+                    "channels": 1,
                     "labels": [label],
+                    "kind": "event",
                     "split": split,
                     "source": name,
                 }

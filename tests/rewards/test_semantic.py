@@ -110,5 +110,3 @@ def test_wrong_rates_settings_and_cues_are_refused(encoder):
         SemanticReward(encoder, negative=-1.0)
     with pytest.raises(UsageError, match="same modalities"):
         Cue({"text": torch.zeros(2, 384)}, {"audio": YES})
-    with pytest.raises(UsageError, match="differ in batch size"):
-        Cue({"text": torch.zeros(3, 384)}, {"text": YES})

@@ -56,7 +56,6 @@ from auralign.algorithms.alignment_pairs import (
     validate,
 )
 from auralign.algorithms.training import cosine_rate, decay_groups
-from auralign.models.pooling import POOLINGS
 from auralign.models.reward_encoder import RewardEncoder
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
@@ -141,8 +140,6 @@ class Config:
             raise ValueError(f"steps are {self.steps}; none may be negative, nor all of them zero")
         if not 4 <= self.variants <= 14:
             raise ValueError(f"variants is {self.variants}; a scene has 4 to 14 sounds")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}; one of {', '.join(POOLINGS)}")
 
     def stage(self, step: int) -> int:
         """Stage of a step, 1 to 3; the joint control is always in stage 3.
