@@ -246,7 +246,7 @@ def test_a_reward_table_reads_from_toml():
     found = config.loads('path = "a.b"\nweight = 2\nnormalise = "running"\nunscorable = "skip"', RewardConfig)
     assert (found.title, found.weight, found.normalise, found.unscorable) == ("b", 2.0, "running", "skip")
     with pytest.raises(UsageError, match="group"):
-        config.loads('normalise = "grop"', RewardConfig)
+        config.loads('normalise = "by group"', RewardConfig)
 
 
 def test_the_encoder_of_the_semantic_reward_can_be_named():
