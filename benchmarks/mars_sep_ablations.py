@@ -92,7 +92,13 @@ def train(name: str, changes: tuple[str, ...], options: argparse.Namespace) -> P
     if model.exists():
         return model
     base = [f"corpus={options.corpus}", f"steps={options.steps}", f"validate_every={options.steps}"]
-    base += [f"batch={options.batch}", f"seed={options.seed}", "guard.action=stop", "guard.fall_db=100"]
+    base += [
+        f"batch={options.batch}",
+        f"seed={options.seed}",
+        "guard.action=stop",
+        "guard.fall_db=100",
+        "judge=false",
+    ]
     sets = [part for change in (*base, *changes) for part in ("--set", change)]
     command = [sys.executable, "-m", "auralign"]
     command += ["resume", str(run)] if (run / "config.toml").exists() else ["train", str(RECIPE), *sets]

@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("demo-out"), help="folder for sounds and report"
     )
-    parser.add_argument("--model", default="omnisep-small", help="name or folder of a model")
+    parser.add_argument("--model", default="mars-sep-small", help="name or folder of a model")
     options = parser.parse_args()
     try:
         run(options.out, options.model)

@@ -186,7 +186,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="updates (default: the recipe's 200)")
     parser.add_argument("--batch", type=int, help="mixtures an update (default: the recipe's 8)")
     parser.add_argument(
-        "--model", default="omnisep-small", help="name or folder of the separator to start from"
+        "--model", default="mars-sep-small", help="name or folder of the separator to start from"
     )
     options = parser.parse_args()
     try:

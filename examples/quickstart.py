@@ -6,7 +6,7 @@ from pathlib import Path
 import auralign
 
 mixture = Path(__file__).parent / "recordings" / "guitar.flac"
-model = auralign.load("omnisep-small")  # once, for many files and many queries
+model = auralign.load("mars-sep-small")  # once, for many files and many queries
 
 out = model.separate(mixture, "guitar")  # a path, a file object or (array, rate_hz)
 print(out.target.shape, out.rate_hz, f"presence {out.presence:.2f}")  # target + residual is the recording

@@ -36,7 +36,7 @@ _LAZY = ("Query", "Separation", "Separator")
 _loaded: dict[str, Any] = {}
 
 
-def load(model: str = "omnisep-small", *, device: str = "auto") -> Separator:
+def load(model: str = "mars-sep-small", *, device: str = "auto") -> Separator:
     """A separator, loaded once for many files and many queries.
 
     Args:
@@ -48,7 +48,7 @@ def load(model: str = "omnisep-small", *, device: str = "auto") -> Separator:
     return Separator.load(model, device=device)
 
 
-def separate(source: Any, *queries: Query | str, model: str = "omnisep-small") -> Any:
+def separate(source: Any, *queries: Query | str, model: str = "mars-sep-small") -> Any:
     """Take queried sounds out of a recording.
 
     Args:

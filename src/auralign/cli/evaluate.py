@@ -19,7 +19,7 @@ Query = Literal["text", "paraphrase", "image", "audio", "combined"]
 class Separation:
     """Score a separator, and others against it, by a paper's definition of the metrics."""
 
-    model: str = "omnisep-small"
+    model: str = "mars-sep-small"
     """Name of a model, or its folder."""
 
     vs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="OTHER")] = ()

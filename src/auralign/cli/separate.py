@@ -47,7 +47,7 @@ class Options:
     report: Flag = False
     """Also write DIR/report.html with players and spectrograms."""
 
-    model: str = "omnisep-small"
+    model: str = "mars-sep-small"
     """Name of a model, or its folder."""
 
     level: Annotated[str, arg(metavar="keep|peak[:DBFS]|lufs[:LUFS]")] = "keep"

@@ -19,7 +19,7 @@ from auralign.separation.query import Query, as_query, encode, stem_names
 from auralign.separation.result import FileOutcome, Separation
 from auralign.separation.stream import StemStream, stem_blocks
 
-DEFAULT_MODEL = "omnisep-small"
+DEFAULT_MODEL = "mars-sep-small"
 
 
 class Separator:
