@@ -40,7 +40,9 @@ def _semantic(encoder: str = "reward-small") -> Reward:
     from auralign.runtime import weights
 
     listener = RewardEncoder.load(weights.path(encoder))
-    listener.narrow = True  # a third of a training step otherwise; scores of a group differ by far more than the error
+    listener.narrow = (
+        True  # a third of a training step otherwise; scores of a group differ by far more than the error
+    )
     reward: Reward = SemanticReward(listener)
     return reward
 
