@@ -328,8 +328,7 @@ def _copy(encoder: RewardEncoder) -> dict[str, Tensor]:
 
 def update(cfg: Config, material: Material, members: dict[int, Tensor], state: State) -> dict[str, float]:
     """One step; a new stage starts from the best weights of the one before with a fresh optimiser."""
-    stage = cfg.stage(state.step)
-    done, steps = cfg.place(state.step)
+    stage, (done, steps) = cfg.stage(state.step), cfg.place(state.step)
     if done == 0 and state.step:
         state.encoder.load_state_dict(state.best)
         state.average.load_state_dict(state.best)
@@ -343,8 +342,7 @@ def update(cfg: Config, material: Material, members: dict[int, Tensor], state: S
     state.optimiser.zero_grad(set_to_none=True)
     loss = loss_terms(cfg, state.encoder, batch, stage, noise)
     torch.autograd.backward(loss)
-    learned = [p for p in state.encoder.parameters() if p.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(learned, cfg.clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), cfg.clip)  # frozen ones have no gradient
     state.optimiser.step()
     with torch.no_grad():
         decay = min(cfg.ema, (1 + done) / (10 + done))
@@ -364,8 +362,7 @@ def train(cfg: Config, run: Run) -> None:
         scout.narrow = cfg.narrow
         material = load_material(cfg.corpus, cfg.scenes, scout, cfg.seed)
         state = restore(cfg, build(cfg, material), run)
-        members, cues = material.partners(), held_out_cues(material, cfg.seed)
-        total = sum(cfg.steps)
+        members, cues, total = material.partners(), held_out_cues(material, cfg.seed), sum(cfg.steps)
         with run.tracker(resumed_step=state.step or None) as tracker:
             while state.step < total and not stop.requested:
                 values = update(cfg, material, members, state)
