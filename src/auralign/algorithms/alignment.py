@@ -342,7 +342,7 @@ def update(cfg: Config, material: Material, members: dict[int, Tensor], state: S
     state.optimiser.zero_grad(set_to_none=True)
     loss = loss_terms(cfg, state.encoder, batch, stage, noise)
     torch.autograd.backward(loss)
-    norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), cfg.clip)  # frozen ones have no gradient
+    norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), cfg.clip)
     state.optimiser.step()
     with torch.no_grad():
         decay = min(cfg.ema, (1 + done) / (10 + done))
