@@ -235,6 +235,8 @@ def test_members_without_a_reward_leave_their_group_and_the_gradient(mars_config
     items, group = roll.advantage.kept.shape
     assert roll.numbers["unscored_share"] == pytest.approx(1 / (items * group))
     (one,) = torch.autograd.grad(policy_loss(cfg, roll, decision.proposal)[0], out.logits, retain_graph=True)
+    mean = independent_gradient(cfg, decision, roll, out.logits)
+    assert float((one - mean).norm() / mean.norm()) < 1e-4, "a mean over those that stay"
     action = roll.drawn.action.clone()
     action[0, 1] = 1 - action[0, 1]
     moved = dataclasses.replace(roll, drawn=dataclasses.replace(roll.drawn, action=action))
