@@ -106,7 +106,7 @@ def test_ranking_falls_when_the_better_sound_rises_and_ignores_scenes_without_di
 
 
 def test_stages_are_weighted_sums_of_named_terms():
-    two = {"nce": 1.0, "triplet": 10.0, "consistency": 100.0, "ranking": 1000.0, "earlier": 1e4}
+    two = {"contrast": 1.0, "triplet": 10.0, "consistency": 100.0, "ranking": 1000.0, "earlier": 1e4}
     three = {"nce_av": 1.0, "triplet_av": 10.0, "stage_one": 100.0, "stage_two": 1000.0, "pooling": 1e4}
     for stage, terms in ((stage_two, two), (stage_three, three)):
         tensors = {name: torch.tensor(value) for name, value in reversed(terms.items())}

@@ -5,10 +5,10 @@ MARS-Sep (Zhang et al., ICLR 2026, arXiv:2510.10509), Sec. 3.2, three stages, ea
 The algorithm::
 
     freeze the backbones
-    stage 1   pairs (sound, words)        heads of both, temperature    L_S1 = nce(a, t)
-    stage 2   pairs (sound, sound)        head of sounds                L_S2 = l1 nce + l2 triplet + l3 consistency
-    stage 3   pairs (sound, picture)      heads of sounds and pictures  L_S3 = m1 nce(a, v) + m2 triplet
-              pool words, sound, picture  MLBP                                 + m3 L_S1 + m4 L_S2 + m5 nce(z*, a)
+    stage 1   pairs (sound, words)        heads of both, temperature    L_S1 = contrast(a, t)   (InfoNCE)
+    stage 2   pairs (sound, sound)        head of sounds                L_S2 = l1 contrast + l2 triplet + l3 consistency
+    stage 3   pairs (sound, picture)      heads of sounds and pictures  L_S3 = m1 contrast(a, v) + m2 triplet
+              pool words, sound, picture  MLBP                                 + m3 L_S1 + m4 L_S2 + m5 contrast(z*, a)
 
 Symbols: a sound, t words, v picture, z* fused anchor, l and m coefficients.
 
@@ -207,7 +207,7 @@ def loss_terms(
     one = stage_one(target, text, label, scale)
     two = stage_two(
         {
-            "nce": hard_info_nce(partner, target, label, scale, hard[:, :places], hard_labels),
+            "contrast": hard_info_nce(partner, target, label, scale, hard[:, :places], hard_labels),
             "triplet": triplet(partner, target, hard, cfg.loss.margin),
             "consistency": consistency(target, changed),
             "ranking": (
@@ -382,7 +382,6 @@ def train(cfg: Config, run: Run) -> None:
 
 
 def _at_end(cfg: Config, step: int) -> bool:
-    """Whether a stage ends after this many steps."""
     return step == sum(cfg.steps) or cfg.stage(step) != cfg.stage(step - 1)
 
 

@@ -21,7 +21,7 @@ def stage_one(
     labels: Int[Tensor, "batch"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    r"""Eq. 7: symmetric InfoNCE between sounds and words, :math:`\mathcal L_{S1} = \mathcal L_{nce}(a, t)`."""
+    r"""Eq. 7: symmetric InfoNCE between sounds and words, :math:`\mathcal L_{S1} = \mathcal L_{contrast}(a, t)`."""
     return info_nce(audio, text, labels, scale)
 
 
@@ -112,20 +112,20 @@ def ranking(
 def stage_two(
     terms: dict[str, Float[Tensor, ""]], weights: tuple[float, float, float, float, float]
 ) -> Float[Tensor, ""]:
-    r"""Eq. 8: :math:`\mathcal L_{S2} = \lambda_1 nce + \lambda_2 tri + \lambda_3 con`, and λ₄ rank + λ₅ L_S1 (ours).
+    r"""Eq. 8: :math:`\mathcal L_{S2} = \lambda_1 contrast + \lambda_2 tri + \lambda_3 con`, + λ₄ rank + λ₅ L_S1.
 
     Args:
-        terms: ``nce``, ``triplet``, ``consistency``, ``ranking``, ``earlier``.
+        terms: ``contrast``, ``triplet``, ``consistency``, ``ranking``, ``earlier``.
         weights: λ₁ to λ₅.
     """
-    names = ("nce", "triplet", "consistency", "ranking", "earlier")
+    names = ("contrast", "triplet", "consistency", "ranking", "earlier")
     return torch.stack([w * terms[name] for w, name in zip(weights, names, strict=True)]).sum()
 
 
 def stage_three(
     terms: dict[str, Float[Tensor, ""]], weights: tuple[float, float, float, float, float]
 ) -> Float[Tensor, ""]:
-    r"""Eq. 9: :math:`\mathcal L_{S3} = \mu_1 nce(a, v) + \mu_2 tri(a, v) + \mu_3 L_{S1} + \mu_4 L_{S2}`, + μ₅ pooling.
+    r"""Eq. 9: :math:`\mathcal L_{S3} = \mu_1 contrast + \mu_2 tri + \mu_3 L_{S1} + \mu_4 L_{S2}`, + μ₅ pooling.
 
     Args:
         terms: ``nce_av``, ``triplet_av``, ``stage_one``, ``stage_two``, ``pooling``.
@@ -145,7 +145,7 @@ def audio_picture(
     margin: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """InfoNCE and triplet between sounds and pictures, of the items that have a picture."""
-    nce = info_nce(audio, image, labels, scale, shown)
+    contrast = info_nce(audio, image, labels, scale, shown)
     if not bool(shown.any()):
-        return nce, scale * 0.0
-    return nce, triplet(image[shown], audio[shown], negative[shown], margin)
+        return contrast, scale * 0.0
+    return contrast, triplet(image[shown], audio[shown], negative[shown], margin)
