@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +67,11 @@ class Watcher:
                 scene = decision.scene(estimate.clone(), self.corpus.labels, texts)
                 parts = self.rewards.score(scene).means()
             scores |= {f"reward/{name}": value for name, value in parts.items()}
-            scores["reward"] = sum(term.weight * parts[term.name] for term in self.rewards.terms)
+            counted = [
+                term for term in self.rewards.terms if term.trained_on and math.isfinite(parts[term.name])
+            ]
+            if counted:  # a term that cannot score anything here must not blind the guard to the others
+                scores["reward"] = sum(term.weight * parts[term.name] for term in counted)
         if self.judge:
             scores["judge"] = self._similarity(estimate[:, 0].cpu(), items.pick(batch.sources).cpu())
         return scores
