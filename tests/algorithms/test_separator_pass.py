@@ -13,7 +13,6 @@ from auralign.algorithms.separator_pass import (
     hear,
     separator_pass,
     supervised_terms,
-    to_bins,
     weighted_sum,
 )
 from auralign.algorithms.training import load_corpus
@@ -73,7 +72,7 @@ def test_what_is_heard_is_the_inverse_transform_of_mask_times_mixture(model, wav
     heard = hear(model, mask, spec, SAMPLES)
     for item in range(2):
         for member in range(2):
-            product = to_bins(model, mask)[item, member] * spec[item]
+            product = model.net.to_bins(mask)[item, member] * spec[item]
             frames = torch.cat([product, torch.zeros(513, 1)], dim=1)
             expected = torch.istft(frames, 1024, 256, window=torch.hann_window(1024), length=SAMPLES)
             torch.testing.assert_close(heard[item, member], expected, atol=1e-6, rtol=1e-4)

@@ -22,7 +22,7 @@ from auralign.algorithms.training import (
 )
 from auralign.data.mixer import MixConfig
 from auralign.errors import DataError
-from auralign.models.omnisep import MaskAnswer
+from auralign.models.mask_network import MaskAnswer
 from auralign.models.separator import SeparatorModel
 from auralign.runtime.distributed import World
 from auralign.runtime.run import Run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from auralign.models.omnisep import MaskAnswer
+from auralign.models.mask_network import MaskAnswer
 from auralign.models.separator import SeparatorModel
 from auralign.separation import Separator
 from auralign.separation.stream import StemBlock, StemStream

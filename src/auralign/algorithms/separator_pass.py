@@ -22,6 +22,7 @@ from auralign.algorithms.omnisep_loss import (
     weighted_bce,
 )
 from auralign.algorithms.query_banks import RawQueries
+from auralign.errors import UsageError
 from auralign.models.bands import best_band_mask
 from auralign.models.omnisep import OmniSepNet, SmallSeparator
 from auralign.models.query_encoder import QueryHeads, info_nce
@@ -83,28 +84,10 @@ def separator_pass(
 ) -> SeparatorPass:
     """Masks of all queries from one pass; frames are cut to whole hops, as the networks want them in training."""
     spec = model.spectrogram(mixture)[..., : mixture.shape[-1] // model.hop]
-    lower = torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=bfloat16)
-    if isinstance(model.net, SmallSeparator):
-        with torch.no_grad():
-            energy = model.net.bands(
-                spec.real.square() + spec.imag.square()
-            )  # in full, as losses weigh by it
-        with lower:
-            out = model.net.net(model.net.log_energy(energy), model.net.taps(mixture), query)
-            return SeparatorPass(spec, energy, out.logits, out.presence)
-    with lower:
-        warped, latents = model.net.latent_masks(spec.abs())
-        logits = model.net.logits(latents, query)
-    presence = model.net.presence_logits(warped, logits.detach())
-    return SeparatorPass(spec, warped.square(), logits, presence)
-
-
-def to_bins(
-    model: SeparatorModel, mask: Float[Tensor, "batch query row frame"]
-) -> Float[Tensor, "batch query bin frame"]:
-    """Grid masks spread over the linear STFT bins."""
-    net = model.net
-    return net.bands.expand(mask) if isinstance(net, SmallSeparator) else net.warp.inverse(mask)
+    with torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        state = model.net.analyse(spec, mixture)
+        out = model.net.respond(state, query)
+    return SeparatorPass(spec, state["energy"], out.logits, out.presence)
 
 
 def hear(
@@ -114,7 +97,7 @@ def hear(
     samples: int,
 ) -> Float[Tensor, "batch group time"]:
     """What masks let through: mask times the mixture's STFT with its phase, back in time."""
-    masked = to_bins(model, mask) * spec[:, None]
+    masked = model.net.to_bins(mask) * spec[:, None]
     masked = F.pad(masked, (0, samples // model.hop + 1 - masked.shape[-1]))
     window = torch.hann_window(model.n_fft, dtype=mask.dtype, device=mask.device)
     flat = torch.istft(masked.flatten(0, 1), model.n_fft, model.hop, window=window, length=samples)
@@ -128,8 +111,13 @@ def supervised_terms(
     source_spec = model.spectrogram(batch.sources)[..., : out.spec.shape[-1]]
     if isinstance(model.net, SmallSeparator):
         terms = _small_terms(model.net, out, source_spec, batch)
-    else:
+    elif isinstance(model.net, OmniSepNet):
         terms = _published_terms(model.net, out, source_spec, batch)
+    else:
+        raise UsageError(
+            f"the network {model.network!r} has no supervised loss of single sources",
+            hint="train it with its own algorithm, and fine-tune it with anchor = 0",
+        )
     terms["presence"] = F.binary_cross_entropy_with_logits(out.presence, batch.present)
     terms["align"] = alignment_loss(model.heads if heads is None else heads, batch.raw)
     return terms

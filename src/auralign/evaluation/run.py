@@ -26,7 +26,6 @@ from auralign.evaluation.separation import (
     presence_scores,
 )
 from auralign.evaluation.table import Table, compare
-from auralign.models.omnisep import SmallSeparator
 from auralign.models.separator import QueryVector, SeparatorModel
 from auralign.runtime.environment import snapshot
 from auralign.separation import Separator
@@ -111,14 +110,13 @@ def run_separation(
 
         def score(one: Separator, specs: Any = specs, name: str = name, total: int = total) -> Table:
             answer = Answerer(one.model, items)
-            bands = one.model.net.bands if isinstance(one.model.net, SmallSeparator) else None
             shown = (lambda done: on_progress(done, total * 4 / 3, name)) if on_progress else None
             return evaluate_separation(
                 answer,
                 items.items(specs, query),
                 preset=PRESETS[preset],
                 judge=listener,
-                bands=bands,
+                bands=one.model.net.projector,
                 on_progress=shown,
             )
 

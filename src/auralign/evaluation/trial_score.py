@@ -30,7 +30,6 @@ from auralign.metrics.bss_eval import bss_eval_target
 from auralign.metrics.contract import CLAMP_DB, is_silent, why_unscorable
 from auralign.models.encoders import Backbones
 from auralign.models.judge import load_judge
-from auralign.models.omnisep import SmallSeparator
 from auralign.models.separator import SeparatorModel
 
 RATIOS = ("si_sdri", "snri", "sdr_v3_512", "sir_v3_512", "sar_v3_512")
@@ -123,8 +122,7 @@ class Scorer:
         for model in self.models:
             if type(model.backbones) is Backbones:
                 model.backbones = shared
-                if isinstance(model.net, SmallSeparator):
-                    model.net.share(shared)
+                model.net.share(shared)
         self.queries = Queries(self.items, read_vectors(setting.examples))
         self.judge: TrialJudge | None = None
         if setting.judge is not None:

@@ -8,7 +8,6 @@ mixing weights :math:`s` and bias :math:`b`. The query never enters the U-Net: o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,19 +17,12 @@ from torch import Tensor, nn
 
 from auralign.models.bands import BandProjector, LogWarp
 from auralign.models.encoders import Backbones
+from auralign.models.mask_network import GridAnswer, MaskNetwork
 from auralign.models.query_mask_net import MaskOutput, QueryMaskNet, yamnet_taps
 from auralign.models.unet import MaskUNet
 
 
-@dataclass(frozen=True)
-class MaskAnswer:
-    """Masks over the linear bins and the probability that each queried sound is there."""
-
-    mask: Float[Tensor, "batch query bin frame"]
-    presence: Float[Tensor, "batch query"]
-
-
-class OmniSepNet(nn.Module):
+class OmniSepNet(MaskNetwork):
     """The published separator.
 
     Args:
@@ -109,16 +101,20 @@ class OmniSepNet(nn.Module):
     ) -> dict[str, Tensor]:
         """The query-free pass; ``wave`` is not used by this network."""
         warped, latents = self.latent_masks(spec.abs())
-        return {"warped": warped, "latents": latents}
+        return {"warped": warped, "energy": warped.square(), "latents": latents}
 
-    def answer(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> MaskAnswer:
-        """Masks and presence of any number of queries after one :meth:`analyse`."""
+    def respond(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> GridAnswer:
+        """Gated sums of the latent masks; presence is read off them and teaches them nothing."""
         logits = self.logits(state["latents"], query)
-        presence = torch.sigmoid(self.presence_logits(state["warped"], logits))
-        return MaskAnswer(self.warp.inverse(torch.sigmoid(logits)), presence)
+        with torch.autocast(logits.device.type, enabled=False):
+            return GridAnswer(logits, self.presence_logits(state["warped"], logits.detach()))
+
+    def to_bins(self, mask: Float[Tensor, "batch any row frame"]) -> Float[Tensor, "batch any bin frame"]:
+        """Warped rows back to linear bins."""
+        return self.warp.inverse(mask)
 
 
-class SmallSeparator(nn.Module):
+class SmallSeparator(MaskNetwork):
     """The ``small`` preset: :class:`QueryMaskNet` on pooled band energies, with a frozen YAMNet beside it.
 
     The level of every window is normalised before the network, so that masks do not depend on the recording level.
@@ -136,6 +132,11 @@ class SmallSeparator(nn.Module):
         self.bands = BandProjector(n_bins, n_bands)
         self.net = QueryMaskNet(**net)
         self._backbones = Backbones()  # frozen and never part of the state dict
+
+    @property
+    def projector(self) -> BandProjector:
+        """The pooling into bands."""
+        return self.bands
 
     def share(self, backbones: Backbones) -> None:
         """Use backbones that are loaded elsewhere already."""
@@ -158,14 +159,19 @@ class SmallSeparator(nn.Module):
         self, spec: Complex[Tensor, "batch bin frame"], wave: Float[Tensor, "batch time"]
     ) -> dict[str, Tensor]:
         """The query-free pass over a window and its waveform."""
-        log_energy = self.log_energy(self.bands(spec.real.square() + spec.imag.square()))
+        with torch.no_grad(), torch.autocast(spec.device.type, enabled=False):
+            energy = self.bands(spec.real.square() + spec.imag.square())  # in full, as losses weigh by it
+        log_energy = self.log_energy(energy)
         frames = log_energy.shape[-1]
         log_energy = F.pad(log_energy, (0, -frames % 16, 0, 0), mode="replicate")
         fine, coarse = self.net.features(log_energy, self.taps(wave))
-        return {"fine": fine, "coarse": coarse, "frames": torch.tensor(frames)}
+        return {"energy": energy, "fine": fine, "coarse": coarse}
 
-    def answer(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> MaskAnswer:
-        """Masks and presence of any number of queries after one :meth:`analyse`."""
+    def respond(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> GridAnswer:
+        """One light head a query."""
         out: MaskOutput = self.net.read(state["fine"], state["coarse"], query)
-        mask = out.mask[..., : int(state["frames"])]
-        return MaskAnswer(self.bands.expand(mask), torch.sigmoid(out.presence))
+        return GridAnswer(out.logits[..., : state["energy"].shape[-1]], out.presence)
+
+    def to_bins(self, mask: Float[Tensor, "batch any row frame"]) -> Float[Tensor, "batch any bin frame"]:
+        """Bands spread over linear bins."""
+        return self.bands.expand(mask)

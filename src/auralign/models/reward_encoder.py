@@ -11,7 +11,6 @@ its own model with its own version: it shares no head with the separator that is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from auralign.errors import ModelUnavailableError, UsageError
 from auralign.models.audio_statistics import EMBEDDING_FIRST, FEATURES, audio_statistics
 from auralign.models.encoders import Backbones, QueryBackbones, open_backbones
+from auralign.models.model_file import read_model, write_model
 from auralign.models.pooling import make_pooling
 from auralign.models.query_encoder import MODALITIES, Modality
 
@@ -218,25 +216,13 @@ class RewardEncoder(nn.Module):
             card: What the model is, as JSON values.
             half: Store matrices as float16; vectors stay float32.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: tensor.detach().cpu().to(torch.float16 if half and tensor.ndim > 1 else tensor.dtype)
-            for name, tensor in self.state_dict().items()
-        }
         meta = {
             "format": FORMAT,
             "options": json.dumps(self.options),
             "encoder": self.encoder,
             "probe": json.dumps([] if self.encoder == "builtin" else self.backbones.probe()),
         }
-        temporary = folder / ".model.safetensors.tmp"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=meta)
-        temporary.replace(folder / "model.safetensors")
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        full = {**card, "format": FORMAT, "files": {"model.safetensors": digest}}
-        (folder / "card.json").write_text(
-            json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_model(folder, self.state_dict(), meta, card, half=half)
 
     @classmethod
     def load(cls, folder: Path) -> RewardEncoder:
@@ -245,30 +231,12 @@ class RewardEncoder(nn.Module):
         Raises:
             ModelUnavailableError: The file is missing, damaged or of another kind.
         """
-        path = folder / "model.safetensors" if folder.is_dir() else folder
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-            tensors = load_file(str(path))
-        except (OSError, SafetensorError) as error:
-            raise ModelUnavailableError(
-                "the reward encoder cannot be read",
-                where=str(path),
-                why=str(error),
-                hint="see `auralign models list`",
-            ) from error
-        if meta.get("format") != FORMAT:
-            raise ModelUnavailableError(
-                "the file is not an auralign reward encoder",
-                where=str(path),
-                why=f"its format is {meta.get('format')!r}",
-            )
-        _check_card(path)
+        tensors, meta, path = read_model(folder, kind="reward encoder", wanted=FORMAT)
         try:
             model = cls(
                 **json.loads(meta["options"]), encoder=meta["encoder"], probe=json.loads(meta["probe"])
             )
-            model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            model.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
             raise ModelUnavailableError(
                 "the reward encoder's description or weights are damaged",
@@ -277,22 +245,3 @@ class RewardEncoder(nn.Module):
                 hint="copy or train it again",
             ) from error
         return model.eval().requires_grad_(False)
-
-
-def _check_card(path: Path) -> None:
-    """Compare the file with the digest in the card beside it; a model without a card is taken as it is."""
-    card = path.with_name("card.json")
-    if not card.exists():
-        return
-    try:
-        expected = json.loads(card.read_text(encoding="utf-8"))["files"][path.name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelUnavailableError("the model's card is damaged", where=str(card), why=str(error)) from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != expected:
-        raise ModelUnavailableError(
-            "the model is damaged",
-            where=str(path),
-            why=f"its SHA-256 is {digest[:12]}…, its card says {str(expected)[:12]}…",
-            hint="copy or train it again",
-        )

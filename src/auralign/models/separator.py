@@ -12,17 +12,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from auralign.errors import ModelUnavailableError, UsageError
 from auralign.models.encoders import Backbones, QueryBackbones, open_backbones
-from auralign.models.omnisep import MaskAnswer, OmniSepNet, SmallSeparator
+from auralign.models.mask_network import MaskAnswer, MaskNetwork
+from auralign.models.model_file import read_model, write_model
+from auralign.models.omnisep import OmniSepNet, SmallSeparator
 from auralign.models.query_encoder import Modality, QueryHeads, negative_query, query_augment
 
 FORMAT = "auralign-separator-1"
-NETWORKS: dict[str, Callable[..., OmniSepNet | SmallSeparator]] = {
+NETWORKS: dict[str, Callable[..., MaskNetwork]] = {
     "omnisep": OmniSepNet,
     "small": SmallSeparator,
 }
@@ -83,7 +83,7 @@ class SeparatorModel(nn.Module):
         if self._probe:
             self.backbones.require_same(self._probe, where=encoder)
         self.heads = QueryHeads(int(options.get("query_dim", 256)), inputs=self.backbones.dims)
-        if isinstance(self.net, SmallSeparator) and isinstance(self.backbones, Backbones):
+        if isinstance(self.backbones, Backbones):
             self.net.share(self.backbones)
 
     @property
@@ -235,10 +235,6 @@ class SeparatorModel(nn.Module):
             card: What the model is, as JSON values.
             half: Store matrices and kernels as float16; gains, biases and running statistics stay float32.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: _stored(tensor.detach().cpu(), half=half) for name, tensor in self.state_dict().items()
-        }
         meta = {
             "format": FORMAT,
             "network": self.network,
@@ -249,14 +245,7 @@ class SeparatorModel(nn.Module):
             "encoder": self.encoder,
             "probe": json.dumps([] if self.encoder == "builtin" else self.backbones.probe()),
         }
-        temporary = folder / ".model.safetensors.tmp"
-        save_file(tensors, temporary, metadata=meta)
-        temporary.replace(folder / "model.safetensors")
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        text = json.dumps(
-            {**card, "format": FORMAT, "files": {"model.safetensors": digest}}, indent=2, ensure_ascii=False
-        )
-        (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+        write_model(folder, self.state_dict(), meta, card, half=half)
 
     @classmethod
     def load(cls, folder: Path) -> SeparatorModel:
@@ -265,22 +254,7 @@ class SeparatorModel(nn.Module):
         Raises:
             ModelUnavailableError: The file is missing, damaged or of another kind.
         """
-        path = folder / "model.safetensors" if folder.is_dir() else folder
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-            tensors = load_file(str(path))
-        except (OSError, SafetensorError) as error:
-            raise ModelUnavailableError(
-                "the model cannot be read", where=str(path), why=str(error), hint="see `auralign models list`"
-            ) from error
-        if meta.get("format") != FORMAT:
-            raise ModelUnavailableError(
-                "the file is not an auralign separator",
-                where=str(path),
-                why=f"its format is {meta.get('format')!r}",
-            )
-        _check_card(path)
+        tensors, meta, path = read_model(folder, kind="separator", wanted=FORMAT)
         try:
             fields = {
                 name: json.loads(meta[name]) for name in ("options", "labels", "phrases", "unit_queries")
@@ -295,33 +269,9 @@ class SeparatorModel(nn.Module):
                 hint="see `auralign models list`",
             ) from error
         try:
-            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+            model.load_state_dict(tensors)
         except RuntimeError as error:
             raise ModelUnavailableError(
                 "the weights do not fit the network", where=str(path), why=str(error).splitlines()[-1].strip()
             ) from error
         return model.eval()
-
-
-def _check_card(path: Path) -> None:
-    """Compare the file with the digest in the card beside it; a model without a card is taken as it is."""
-    card = path.with_name("card.json")
-    if not card.exists():
-        return
-    try:
-        expected = json.loads(card.read_text(encoding="utf-8")).get("files", {}).get(path.name)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelUnavailableError("the model's card is damaged", where=str(card), why=str(error)) from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if expected is not None and digest != expected:
-        raise ModelUnavailableError(
-            "the model is damaged",
-            where=str(path),
-            why=f"its SHA-256 is {digest[:12]}…, its card says {str(expected)[:12]}…",
-            hint="copy or train it again",
-        )
-
-
-def _stored(tensor: Tensor, *, half: bool) -> Tensor:
-    narrow = half and tensor.is_floating_point() and tensor.ndim > 1
-    return tensor.to(torch.float16 if narrow else tensor.dtype).contiguous()
