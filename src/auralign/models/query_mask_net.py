@@ -106,6 +106,11 @@ class Trunk(nn.Module):
 
     def forward(self, log_energy: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Fine features (batch fine band frame) and coarse ones at a quarter of the resolution."""
+        fine, coarse, _ = self.pyramid(log_energy, maps)
+        return fine, coarse
+
+    def pyramid(self, log_energy: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Fine and coarse features, and the deepest ones at a sixteenth of the resolution."""
         x = self.norm(log_energy)
         band = torch.linspace(-1, 1, x.shape[2], dtype=x.dtype, device=x.device)
         x0 = torch.cat([x, band[None, None, :, None].expand_as(x)], dim=1)
@@ -115,14 +120,14 @@ class Trunk(nn.Module):
         tap = self.taps(maps, x3.shape[2], x3.shape[3])
         x3 = self.enc[2](self.join[0](torch.cat([x3, tap], dim=1)))
         x4 = torch.cat([self.down[2](x3), F.avg_pool2d(tap, 2)], dim=1)
-        y = self.enc[3](self.join[1](x4))
+        deep = y = self.enc[3](self.join[1](x4))
         coarse = y
         for n, skip in enumerate((x3, x2, x1)):
             y = F.interpolate(y, scale_factor=2.0, mode="nearest")
             y = self.dec[n](self.up[n](torch.cat([y, skip], dim=1)))
             coarse = y if n == 1 else coarse
         half = band[::2][None, None, :, None].expand(y.shape[0], 1, -1, y.shape[3])
-        return F.relu(self.fine(torch.cat([y, half], dim=1)) + self.skip(x0)), coarse
+        return F.relu(self.fine(torch.cat([y, half], dim=1)) + self.skip(x0)), coarse, deep
 
 
 class QueryHead(nn.Module):
