@@ -32,6 +32,7 @@ class Clip:
         pictures: Paths of pictures that show the source.
         offset_s: Where the clip starts inside the sound file, in seconds.
         dataset: Data set that the clip belongs to.
+        phrases: Parts of the caption, each about one sound, as a phrase extractor found them.
 
     >>> Clip("7", "rain.wav", labels=("rain",)).labels
     ('rain',)
@@ -57,3 +58,4 @@ class Clip:
     pictures: tuple[str, ...] = ()
     offset_s: float = 0.0
     dataset: str = ""
+    phrases: tuple[str, ...] = ()

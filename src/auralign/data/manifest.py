@@ -13,7 +13,7 @@ from auralign.errors import DataError
 
 _REQUIRED = ("id", "audio", "labels", "kind", "split")
 KINDS = ("instrument", "event", "speech")
-_TUPLES = ("captions", "labels", "pictures")
+_TUPLES = ("captions", "labels", "pictures", "phrases")
 _NUMBERS = ("duration_s", "offset_s")
 _INTEGERS = ("sample_rate", "channels")
 

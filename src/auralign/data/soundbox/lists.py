@@ -101,7 +101,7 @@ def draw(
         specs.append(
             MixtureSpec(
                 id=f"{plan.name}-{index:04d}",
-                components=(_component(first, renderer, rng), _component(second, renderer, rng)),
+                components=(draw_component(first, renderer, rng), draw_component(second, renderer, rng)),
                 target=0,
                 query=label,
                 seed=index,
@@ -126,7 +126,8 @@ def _pick(clips: Sequence[Clip], rng: np.random.Generator) -> Clip:
     return own[int(rng.integers(len(own)))]
 
 
-def _component(clip: Clip, renderer: MixtureRenderer, rng: np.random.Generator) -> Component:
+def draw_component(clip: Clip, renderer: MixtureRenderer, rng: np.random.Generator) -> Component:
+    """Choose an excerpt of a clip where there is sound, at a gain that brings it to -26 dB while it is active."""
     samples = renderer.samples(clip.id)
     offset = _offset(samples, rng)
     power = active_power(excerpt(samples, round(offset * RATE_HZ)))

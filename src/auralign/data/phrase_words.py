@@ -1,0 +1,201 @@
+"""What the clause extractor knows of English: connectives, openings, closings, and when words belong together."""
+
+from __future__ import annotations
+
+import re
+
+_LINKS = (
+    r"and (?:is |are |was )?(?:then )?(?:is |are )?(?:immediately |shortly |quickly |finally )?followed by",
+    r"(?:which is |immediately |shortly |quickly )?followed by",
+    r"(?:as well as|together with|along with|accompanied by|mixed with|combined with|alongside)",
+    r"(?:at the same time as|in addition to|on top of)",
+    r"(?:after|before|during|while|as|with|by|over) which",
+    r"and (?:then|while|as|with|after|before|finally|eventually|later|also)",
+    r"(?:and|but|while|whilst|as|then|with|before|after|during|amid|amidst|among|over|plus|when|until|preceded by)",
+)
+CONNECTIVE = re.compile(
+    rf"\s*[,;]\s*(?:{'|'.join(_LINKS)})\b\s*|\s*[,;.]\s+|\s+(?:{'|'.join(_LINKS)})\s+", re.I
+)
+"""A place where one sound may end and the next begin."""
+
+EDGES = re.compile(
+    r"^[\s,;.:!]+|[\s,;.:!]+$"
+    rf"|^(?:{'|'.join(_LINKS)}|followed)(?:\s+|$)|(?:^|\s+)(?:and|but|while|as|then|with|before|after|over)$",
+    re.I,
+)
+"""Marks and connectives at either end."""
+
+OPENING = re.compile(
+    r"^(?:(?:the |a )?(?:loud |faint |distant )?(?:sounds?|noises?|recording|audio|mixture|sound mixture)(?: clip)? of "
+    r"(?=\S)"
+    r"|(?:someone|somebody|one|you|we|i|a listener)(?: can)? hears? "
+    r"|(?:there is|there are|there's|here is|here are|this is|we can hear) (?=\S))",
+    re.I,
+)
+"""Words at the start that name no sound."""
+
+_PLACES = (
+    "background|backgrounds|distance|foreground|room|area|space|building|hall|house|kitchen|street|place|"
+    "environment|vicinity"
+)
+CLOSING = re.compile(
+    rf"\s+(?:(?:off |far |somewhere |close |up |very )?(?:in|at|from|into|inside|near|within) "
+    rf"(?:the |a |an |some )?(?:[a-z]+ )?(?:{_PLACES})"
+    r"|nearby|close by|far away|further away|at close range|all at once|at the same time|at once"
+    r"|(?:is|are|was|were|being|can be) (?:heard|audible|present))$",
+    re.I,
+)
+"""Words at the end that say where, or only that something is heard."""
+
+_PAIRS = (
+    "on and off|off and on|back and forth|up and down|over and over|again and again|more and more|in and out|"
+    "black and white|loud and clear|left and right|to and fro|stone and metal|pots and pans|plates and glasses|stop and go|"
+    "dishes and silverware|bread and butter|rise and fall|near and far|louder and louder|closer and closer"
+)
+_PAIR = re.compile(rf"\b(?:{_PAIRS})\b", re.I)
+_ODD_AS = re.compile(r"\b(?:such as|as if|as though|as soon as|as much as|just as)\b", re.I)
+_OVER_GROUND = re.compile(
+    r"\b(?:\w+ing|drives?|rolls?|runs?|walks?|flows?|flew|flies|passes|travels?|moves?|speaks?|talks?|rides?)"
+    r" over (?:(?:the|a|an|some|rough|wet|hard|dry|its|their) )*"
+    r"(?:gravel|rocks?|roads?|snow|tracks?|ground|pavement|bumps?|surface|city|head|heads|intercom|"
+    r"loudspeakers?|speakers?|radio|phone|microphone|railroad|rails|sand|dirt|grass|bridge|stones?|pebbles)\b",
+    re.I,
+)
+
+_PEOPLE = {
+    *(
+        "man men woman women boy boys girl girls child children kid kids person people male males female"
+    ).split(),
+    *(
+        "females adult adults baby babies lady ladies guy guys toddler teenager teenagers infant crowd"
+    ).split(),
+}
+_VERBS = {
+    *(
+        "bark beat beep blow boil bubble burp burst buzz call chirp clang clank clap clatter click clink"
+    ).split(),
+    *("cluck continue coo cough crack crackle crash creak croak crow cry drip drive drop fade fall").split(),
+    *(
+        "fart fizz flap flow fly gallop gasp giggle gobble groan growl grunt gurgle hiss hit honk hoot"
+    ).split(),
+    *("howl hum idle increase jingle knock laugh meow moan moo move neigh oink open pant pass play").split(),
+    *("pop pour purr quack rattle rev ring ripple roar roll rumble run rustle scrape scream screech").split(),
+    *("shout shut shuffle sing siren slam slow slosh smack snap sneeze sniff snore snort speak").split(),
+    *("spin splash splatter spray sputter squawk squeak squeal start stop stutter talk tap thump").split(),
+    *(
+        "tick toot trickle tweet vibrate vroom walk wail warble wheeze whimper whine whinny whir whirr"
+    ).split(),
+    *("whisper whistle whoosh yell yelp accelerate approach bleat cackle cheer chuckle clop close").split(),
+    *("crank crinkle gallop gush honk rush sizzle stir strike swish trot turn wind yap zoom").split(),
+}
+_FINITE = (
+    {f"{verb}s" for verb in _VERBS}
+    | {f"{verb}es" for verb in _VERBS if verb.endswith(("s", "sh", "ch", "x", "z"))}
+    | {f"{verb[:-1]}ies" for verb in _VERBS if verb.endswith("y")}
+)
+_LOWER_NOUNS = {
+    "winds",
+    "beats",
+    "beeps",
+    "clicks",
+    "taps",
+    "drops",
+    "cries",
+    "knocks",
+    "claps",
+    "screams",
+    "bubbles",
+}
+_AFTER_A_VERB = {
+    *(
+        "in on at to up down off out along around against from through into by back again for away past"
+    ).split(),
+    *("loudly softly quietly near together fast slowly a an the").split(),
+}
+_EMPTY = {
+    *(
+        "mixed continuous constant loud louder quiet fast faster slow slower high low repeatedly again briefly"
+    ).split(),
+    *(
+        "nearby together here there outside inside away it he she they them so also too more once twice"
+    ).split(),
+    *(
+        "another others something else several times background distance the a an some and or of in on at to"
+    ).split(),
+    *(
+        "is are was were very short long brief different various soft far close finally later afterwards"
+    ).split(),
+    *(
+        "first second third indoors outdoors simultaneously both each one two three four many all this"
+    ).split(),
+}
+_PRONOUN = re.compile(r"^(?:it|they|he|she|its|his|her|their|this|that)\b(?:'s)?", re.I)
+
+
+def guarded(text: str, cut: re.Match[str]) -> bool:
+    """Whether a connective is part of a fixed expression, as in "on and off" or "driving over gravel".
+
+    >>> text = "a car driving over gravel over a radio"
+    >>> [guarded(text, cut) for cut in CONNECTIVE.finditer(text)]
+    [True, False]
+    """
+    return any(
+        whole.start() < cut.end() and cut.start() < whole.end()
+        for expression in (_PAIR, _ODD_AS, _OVER_GROUND)
+        for whole in expression.finditer(text)
+    )
+
+
+def names_a_sound(fragment: str) -> bool:
+    """Whether a fragment can be a phrase: not empty, no lone adverb or participle, no mere pronoun with its verb.
+
+    >>> [names_a_sound(text) for text in ("Thunder", "repeatedly", "Mixed", "it passes by", "")]
+    [True, False, False, False, False]
+    """
+    tokens = [token.casefold() for token in re.findall(r"[^\s,;.]+", fragment)]
+    if not any(character.isalpha() for character in fragment) or _PRONOUN.match(fragment):
+        return False
+    if all(token in _EMPTY or token.endswith("ly") for token in tokens):
+        return False
+    return len(tokens) > 1 or not (tokens[0].endswith(("ed", "er")) and tokens[0] in _EMPTY)
+
+
+def belongs_together(before: str, link: str, after: str) -> bool:
+    """Whether two neighbours that a connective joins are one sound: people with one verb, verbs with one subject.
+
+    >>> belongs_together("a man", "and", "a woman talking"), belongs_together("a dog barks", "and", "growls")
+    (True, True)
+    >>> belongs_together("a violin", "and", "a dog barking"), belongs_together("a man talks", "and", "birds")
+    (False, False)
+    """
+    if link not in ("and", ",", "and then", "then"):
+        return False
+    left, right = before.casefold().split(), after.casefold().split()
+    if _says_who(left) and link in ("and", ",") and any(word in _PEOPLE for word in right[:3]):
+        return True
+    if not any(_is_verb(word) for word in left):
+        return False
+    if right[0] in _FINITE and right[0] not in _LOWER_NOUNS:
+        return True
+    while right and right[0].endswith("ly"):
+        right = right[1:]
+    if not right:
+        return False
+    if right[0] in _FINITE and right[0] not in _LOWER_NOUNS:
+        return True
+    gerund = _is_gerund(right[0])
+    return gerund and (len(right) == 1 or right[1].endswith("ly") or right[1] in _AFTER_A_VERB)
+
+
+def _says_who(tokens: list[str]) -> bool:
+    return len(tokens) <= 4 and tokens[-1] in _PEOPLE and "of" not in tokens
+
+
+def _is_verb(word: str) -> bool:
+    return word in _FINITE or _is_gerund(word)
+
+
+def _is_gerund(word: str) -> bool:
+    return (
+        len(word) > 4 and word.endswith("ing") and word not in ("something", "morning", "evening", "ceiling")
+    )
