@@ -5,7 +5,7 @@ ones :math:`P`, and the deepest map :math:`D` at a sixteenth of the resolution, 
 conditioning block (self- and cross-attention, as published on the deepest levels) turns :math:`D` and the words
 :math:`W` into a local modulation of :math:`P`, beside a global one from the sentence vector :math:`s`:
 
-.. math:: H = \phi\big(P \odot (1 + U[g(D, W)] + g'(s)) + U[b(D, W)] + b'(s)\big), \qquad
+.. math:: H = \phi\big(P \odot (U[g(D, W)] + g'(s)) + U[b(D, W)] + b'(s)\big), \qquad
           \operatorname{logit} M = \textstyle\sum_c U[w_c(H, s)]\,F_c + U[w_0(H, s)],
 
 with :math:`U` bilinear up-sampling: the published inner-product synthesiser, made local. Everything that needs no text
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Complex, Float
+from einops import rearrange, reduce
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
 from auralign.models.bands import BandProjector
@@ -29,6 +29,45 @@ from auralign.models.text_tokens import TOKEN_DIM, TOKENS, split_query
 
 FLOOR = 1e-6
 """-60 dB below the window's mean band energy."""
+
+
+def _stretch(size: int, factor: int, like: Tensor) -> Tensor:
+    """Matrix (size*factor size) of linear interpolation, samples at the middles of their cells, ends held."""
+    eye = torch.eye(size, device=like.device, dtype=torch.float32)
+    matrix = F.interpolate(eye[None], scale_factor=float(factor), mode="linear", align_corners=False)[0]
+    return matrix.t().to(like.dtype)
+
+
+def read_locally(
+    fine: Float[Tensor, "batch dim row frame"], filters: Float[Tensor, "batch query rows frames dim1"]
+) -> Float[Tensor, "batch query row frame"]:
+    r"""Inner product of fine features with four times up-sampled filters, :math:`\sum_c U[w_c]\,F_c + U[w_0]`.
+
+    The last channel of the filters is :math:`w_0`. A bin's product with the bilinear mean of four filters is the mean
+    of its products with them, so the up-sampled filters are never made: one small matrix product a 4 x 4 patch of bins
+    that shares its four filters, for all queries at once.
+    """
+    n_queries, rows, frames = filters.shape[1:4]
+    one = F.pad(torch.cat([fine, torch.ones_like(fine[:, :1])], dim=1), (2, 2, 2, 2))
+    bins = rearrange(one, "batch dim (row y) (frame x) -> (batch row frame) (y x) dim", y=4, x=4)
+    edge = rearrange(filters, "batch query row frame dim -> batch row frame query dim")
+    for axis, size in ((1, rows), (2, frames)):
+        index = torch.arange(-1, size + 1, device=fine.device).clamp(0, size - 1)
+        edge = edge.index_select(axis, index)
+    corners = [edge[:, i : i + rows + 1, j : j + frames + 1] for i in (0, 1) for j in (0, 1)]
+    products = torch.bmm(bins, torch.cat(corners, dim=3).flatten(0, 2).to(bins).transpose(1, 2))
+    share = (torch.arange(4, device=fine.device, dtype=products.dtype) + 0.5) / 4
+    share = torch.stack([1 - share, share])
+    weight = torch.einsum("iy,jx->yxij", share, share).reshape(16, 4, 1)
+    logits = (products.unflatten(-1, (4, n_queries)) * weight).sum(dim=2, dtype=torch.float32)
+    logits = rearrange(
+        logits,
+        "(batch row frame) (y x) query -> batch query (row y) (frame x)",
+        row=rows + 1,
+        frame=frames + 1,
+        y=4,
+    )
+    return logits[..., 2:-2, 2:-2]
 
 
 class WordHead(nn.Module):
@@ -48,49 +87,58 @@ class WordHead(nn.Module):
     ) -> None:
         super().__init__()
         self.conditioner = conditioner
-        self.local = nn.Conv2d(deep, 2 * hidden, 1)
-        self.project = nn.Conv2d(coarse, hidden, 1)
+        self.local = nn.Linear(deep, 2 * hidden)
+        self.project = nn.Linear(coarse, hidden)
         self.film = nn.Linear(pooled_dim, 2 * hidden)
-        self.mix = nn.Conv2d(hidden, hidden, 1)
+        self.mix = nn.Linear(hidden, hidden)
         self.film_mix = nn.Linear(pooled_dim, 2 * hidden)
-        self.filters = nn.Conv2d(hidden, fine + 1, 1)
+        self.filters = nn.Linear(hidden, fine + 1)
         self.presence = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
         nn.init.normal_(self.filters.weight, std=0.02)
+        for film in (self.film, self.film_mix):
+            nn.init.ones_(film.bias[:hidden])  # a gain of one: without a query's help, nothing changes
 
-    def prepare(self, coarse: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(
+        self, coarse: Float[Tensor, "batch coarse row frame"], deep: Float[Tensor, "batch deep rows frames"]
+    ) -> tuple[Float[Tensor, "batch row frame hidden"], Float[Tensor, "batch deep rows frames"]]:
         """What no text takes part in: the projected coarse features, and the deepest map before it hears words."""
-        return self.project(coarse), self.conditioner.prepare(deep)
+        return self.project(rearrange(coarse, "b c r f -> b r f c")), self.conditioner.prepare(deep)
 
-    def modulation(self, deep: Tensor, tokens: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
-        """Gain and shift of each place of the coarse grid, of every query: (batch*query 2*hidden row frame)."""
-        n_queries = tokens.shape[1]
-        if self.conditioner.hears:
-            deep = self.conditioner.condition(
-                deep.repeat_interleave(n_queries, dim=0), tokens.flatten(0, 1), valid.flatten(0, 1)
-            )
-        local = F.interpolate(self.local(deep), size=size, mode="bilinear", align_corners=False)
-        return local if self.conditioner.hears else local.repeat_interleave(n_queries, dim=0)
-
-    def forward(
+    def modulation(
         self,
-        coarse: Float[Tensor, "batch hidden row frame"],
         deep: Float[Tensor, "batch deep rows frames"],
         pooled: Float[Tensor, "batch query pooled"],
         tokens: Float[Tensor, "batch query token width"],
-        valid: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Filters (batch*query fine+1 row frame) and presence logits (batch*query) from :meth:`prepare`."""
-        n_queries = pooled.shape[1]
-        flat = rearrange(pooled, "batch query dim -> (batch query) dim")
-        local = self.modulation(deep, tokens, valid, (coarse.shape[2], coarse.shape[3]))
-        gain, shift = (local + self.film(flat)[:, :, None, None].to(local)).chunk(2, dim=1)
-        x = coarse.repeat_interleave(n_queries, dim=0)
-        x = F.gelu(torch.addcmul(x + shift, x, gain))
-        gain, shift = self.film_mix(flat)[:, :, None, None].chunk(2, dim=1)
-        x = self.mix(x)
-        x = F.gelu(x * (1 + gain) + shift)
-        pool = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
-        return self.filters(x), self.presence(pool).squeeze(1)
+        valid: Bool[Tensor, "batch query token"],
+    ) -> Float[Tensor, "batch query row frame hidden2"]:
+        """Local and global gain and shift of every query on the coarse grid, added where the map is smallest."""
+        batch, n_queries = tokens.shape[:2]
+        if self.conditioner.hears:
+            deep = deep.repeat_interleave(n_queries, dim=0)
+            deep = self.conditioner.condition(deep, tokens.flatten(0, 1), valid.flatten(0, 1))
+        local = self.local(rearrange(deep, "b c r f -> b r f c")).unflatten(0, (batch, -1))
+        x = (local + self.film(pooled)[:, :, None, None].to(local)).flatten(0, 1)
+        rows, frames = x.shape[1:3]
+        x = (_stretch(rows, 4, x) @ x.flatten(2)).unflatten(2, (frames, -1))
+        x = _stretch(frames, 4, x) @ x
+        return x.unflatten(0, (batch, -1))
+
+    def forward(
+        self,
+        coarse: Float[Tensor, "batch row frame hidden"],
+        deep: Float[Tensor, "batch deep rows frames"],
+        pooled: Float[Tensor, "batch query pooled"],
+        tokens: Float[Tensor, "batch query token width"],
+        valid: Bool[Tensor, "batch query token"],
+    ) -> tuple[Float[Tensor, "batch query row frame dim1"], Float[Tensor, "batch query"]]:
+        """Filters and presence logits of all queries, from :meth:`prepare`."""
+        gain, shift = self.modulation(deep, pooled, tokens, valid).chunk(2, dim=-1)
+        x = self.mix(F.gelu(torch.addcmul(shift, coarse[:, None], gain)))
+        gain, shift = self.film_mix(pooled)[:, :, None, None].chunk(2, dim=-1)
+        x = F.gelu(torch.addcmul(shift, x, gain))
+        places = reduce(x, "b q (r y) (f x) h -> b q (r f) h", "mean", y=4, x=4)
+        pool = torch.cat([places.mean(dim=2), places.amax(dim=2)], dim=-1)
+        return self.filters(x), self.presence(pool).squeeze(-1)
 
 
 class SmallBiSep(MaskNetwork):
@@ -123,7 +171,7 @@ class SmallBiSep(MaskNetwork):
         hidden: int = 96,
         cond_layer: CondLayer = "sca",
         cond_blocks: int = 1,
-        heads: int = 8,
+        heads: int = 4,
         pooled_dim: int = TOKEN_DIM,
         tokens: int = TOKENS,
         token_dim: int = TOKEN_DIM,
@@ -201,18 +249,10 @@ class SmallBiSep(MaskNetwork):
 
     def respond(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> GridAnswer:
         """Mask and presence logits of any number of queries after one :meth:`analyse`."""
-        fine, n_queries = state["fine"], query.shape[1]
         pooled, tokens, valid = split_query(query, self.pooled_dim, self.token_dim)
         filters, presence = self.head(state["coarse"], state["deep"], pooled, tokens, valid)
-        filters = F.interpolate(filters, size=fine.shape[2:], mode="bilinear", align_corners=False)
-        filters = rearrange(
-            filters, "(batch query) dim row frame -> batch query dim row frame", query=n_queries
-        )
-        logits = (filters[:, :, :-1] * fine[:, None]).sum(dim=2) + filters[:, :, -1]
-        return GridAnswer(
-            logits=logits[..., : state["energy"].shape[-1]].float(),
-            presence=rearrange(presence.float(), "(batch query) -> batch query", query=n_queries),
-        )
+        logits = read_locally(state["fine"], filters)
+        return GridAnswer(logits[..., : state["energy"].shape[-1]].float(), presence.float())
 
     def to_bins(self, mask: Float[Tensor, "batch any row frame"]) -> Float[Tensor, "batch any bin frame"]:
         """Band masks spread over the linear bins."""
