@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from torch.nn import functional as F
 
@@ -72,3 +73,19 @@ def test_silence_is_finite_and_weights_are_frozen(net):
     assert torch.isfinite(net.embed(torch.zeros(2, 44_100))).all()
     assert not any(p.requires_grad for p in net.parameters())
     assert not net.training
+
+
+def test_hearing_at_another_rate_is_embedding_the_resampled_sounds_in_any_portions(net):
+    sounds = 0.1 * np.random.default_rng(0).standard_normal((5, 16_000)).astype(np.float32)
+    fast = np.stack([soxr.resample(one, 16_000, 44_100) for one in sounds])
+    expected = net.embed(torch.from_numpy(fast))
+    torch.testing.assert_close(net.hear(list(sounds), 16_000), expected, atol=0, rtol=0)
+    torch.testing.assert_close(net.hear(list(sounds), 16_000, at_once=2), expected, atol=1e-6, rtol=0)
+
+
+def test_convolutions_in_bfloat16_give_float32_vectors_that_hardly_turn(net):
+    narrow = load_judge()
+    narrow.pairs.to(torch.bfloat16)
+    vector = narrow.embed(crow())
+    assert vector.dtype == torch.float32
+    assert 0.999 < float((vector * net.embed(crow())).sum()) < 1.0

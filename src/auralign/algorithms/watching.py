@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import soxr
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,7 +15,6 @@ from auralign.algorithms.query_banks import QueryBanks, draw_queries
 from auralign.algorithms.scenes import Items, first_decision
 from auralign.algorithms.separator_pass import Mixtures, separator_pass
 from auralign.algorithms.training import Corpus, evaluation, validate
-from auralign.models.judge import RATE_HZ as JUDGE_RATE_HZ
 from auralign.models.judge import Judge, load_judge
 from auralign.models.separator import SeparatorModel
 from auralign.rewards.compose import Composite
@@ -90,11 +88,6 @@ class Watcher:
         if self._listener is None:
             self._listener = load_judge()
         if self._clean is None:
-            self._clean = _embed(self._listener, clean)
-        return float(F.cosine_similarity(_embed(self._listener, estimate), self._clean, dim=-1).mean())
-
-
-def _embed(judge: Judge, wave: Float[Tensor, "item time"]) -> Float[Tensor, "item dim"]:
-    fast = np.stack([soxr.resample(one, SeparatorModel.rate_hz, JUDGE_RATE_HZ) for one in wave.numpy()])
-    with torch.inference_mode():
-        return judge.embed(torch.from_numpy(fast.astype(np.float32))).clone()
+            self._clean = self._listener.hear(list(clean.numpy()), SeparatorModel.rate_hz)
+        heard = self._listener.hear(list(estimate.numpy()), SeparatorModel.rate_hz)
+        return float(F.cosine_similarity(heard, self._clean, dim=-1).mean())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 
 from auralign.errors import UsageError
@@ -174,9 +173,7 @@ def load_listener(items: SoundboxItems) -> Judge:
     network = load_judge()
 
     def embed(sounds: np.ndarray, rate_hz: int) -> np.ndarray:
-        fast = np.stack([soxr.resample(sound, rate_hz, 44_100) for sound in sounds])
-        with torch.inference_mode():
-            return network.embed(torch.from_numpy(fast.astype(np.float32))).numpy()
+        return network.hear(list(sounds), rate_hz).numpy()
 
     prototypes = {
         label: np.mean([embed(sound[None], 16_000)[0] for sound in sounds], axis=0)

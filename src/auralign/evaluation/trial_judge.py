@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import soxr
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from auralign.metrics import semantic
-from auralign.models.judge import BLOCK_FRAMES, BLOCK_HOP, EMBEDDING, MELS, RATE_HZ, Judge
+from auralign.models.judge import Judge
 
 JUDGED = (
     "judge_similarity",
@@ -45,8 +43,7 @@ class TrialJudge:
     def __init__(
         self, network: Judge, precision: Precision, prototypes: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        network.pairs.to(self._dtype)
+        network.pairs.to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
         self._network = network
         self._classes = sorted(prototypes or {})
         self._prototypes = (
@@ -57,19 +54,7 @@ class TrialJudge:
         self, waves: Sequence[Float[np.ndarray, " time"]], rate_hz: int = 16_000
     ) -> Float[Tensor, "sound 512"]:
         """Unit vectors of sounds of one length."""
-        fast = np.stack([soxr.resample(np.asarray(wave, np.float32), rate_hz, RATE_HZ) for wave in waves])
-        with torch.inference_mode():
-            log_mel = self._network.log_mel(torch.from_numpy(fast))
-            log_mel = F.pad(log_mel, (0, 0, 0, max(BLOCK_FRAMES - log_mel.shape[1], 0)))
-            parts = [self._vectors(part) for part in log_mel.split(_AT_ONCE)]
-        return torch.cat(parts)
-
-    def _vectors(self, log_mel: Float[Tensor, "sound frame mel"]) -> Float[Tensor, "sound 512"]:
-        blocks = log_mel.unfold(1, BLOCK_FRAMES, BLOCK_HOP).transpose(2, 3)
-        sounds, count = blocks.shape[:2]
-        flat = blocks.reshape(sounds * count, BLOCK_FRAMES, MELS).to(self._dtype)
-        vectors = self._network.embed_blocks(flat).float()
-        return F.normalize(vectors.view(sounds, count, EMBEDDING).mean(dim=1), dim=-1)
+        return self._network.hear(waves, rate_hz, at_once=_AT_ONCE)
 
     def scores(
         self,

@@ -11,6 +11,10 @@ training data. Blocks of 100 frames (2.3 s) every 50.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import soxr
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -89,18 +93,42 @@ class Judge(nn.Module):
             x = pair(x)
         return x.mean(dim=3).amax(dim=2)
 
-    def embed(self, wave_44k: Float[Tensor, "batch time"]) -> Float[Tensor, "batch 512"]:
+    def embed(
+        self, wave_44k: Float[Tensor, "batch time"], at_once: int | None = None
+    ) -> Float[Tensor, "batch 512"]:
         """Unit vector of each sound: the mean of its blocks, scaled to length one.
 
         A sound shorter than one block is padded with silence; frames after the last whole block are dropped,
         as the authors do. A silent sound has the vector of silence.
+
+        Args:
+            wave_44k: Sounds at 44.1 kHz.
+            at_once: Sounds that go through the convolutions together; all by default.
         """
         log_mel = self.log_mel(wave_44k)
         log_mel = F.pad(log_mel, (0, 0, 0, max(BLOCK_FRAMES - log_mel.shape[1], 0)))
+        return torch.cat([self._pooled(part) for part in log_mel.split(at_once or len(log_mel))])
+
+    def hear(
+        self, sounds: Sequence[Float[np.ndarray, " time"]], rate_hz: int, *, at_once: int | None = None
+    ) -> Float[Tensor, "sound 512"]:
+        """Unit vectors of sounds of one length at any rate, without gradient; ``at_once`` as in :meth:`embed`."""
+        fast = np.stack([soxr.resample(np.asarray(one, np.float32), rate_hz, RATE_HZ) for one in sounds])
+        with torch.inference_mode():
+            return self.embed(torch.from_numpy(fast), at_once)
+
+    def _pooled(self, log_mel: Float[Tensor, "batch frame mel"]) -> Float[Tensor, "batch 512"]:
+        """Unit vectors, the convolutions in their weights' own arithmetic."""
         blocks = log_mel.unfold(1, BLOCK_FRAMES, BLOCK_HOP).transpose(2, 3)
         batch, block = blocks.shape[:2]
-        vectors = self.embed_blocks(blocks.reshape(batch * block, BLOCK_FRAMES, MELS))
+        flat = blocks.reshape(batch * block, BLOCK_FRAMES, MELS).to(self.precision)
+        vectors = self.embed_blocks(flat).float()
         return F.normalize(vectors.view(batch, block, EMBEDDING).mean(dim=1), dim=-1)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Arithmetic of the convolutions; the front end and the pooling stay in float32."""
+        return next(self.pairs.parameters()).dtype
 
 
 def load_judge(*, offline: bool | None = None) -> Judge:
