@@ -16,7 +16,7 @@ from auralign.data.mixtures import MixtureRenderer, active_power, list_names, li
 from auralign.data.soundbox import splits, taxonomy
 from auralign.data.soundbox.builder import build
 from auralign.data.soundbox.drafts import Draft, scale_picture
-from auralign.data.soundbox.lists import PLANS, ListPlan, draw_lists
+from auralign.data.soundbox.lists import PLANS, ListPlan, caption_plans, draw_lists
 from auralign.data.soundbox.scores import Note, Score, Stroke, perform, split_of
 from auralign.data.soundbox.sound import RATE_HZ, decode, renumber_ogg, sequence, tidy, to_opus, trim
 from auralign.errors import AudioError, DataError
@@ -407,9 +407,10 @@ def test_a_picture_is_scaled_onto_white() -> None:
 
 
 def test_packaged_lists_are_those_of_the_plans() -> None:
-    names = [plan.name for plan in PLANS]
+    plans = (*PLANS, *caption_plans(()))
+    names = [plan.name for plan in plans]
     assert sorted(names) == [name for name in list_names() if name.startswith("soundbox-")]
-    for plan in PLANS:
+    for plan in plans:
         assert len(read_list(list_path(plan.name))) == plan.count
 
 

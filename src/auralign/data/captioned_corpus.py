@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from auralign.data.captions import Caption, wordings, write_caption
+from auralign.data.captions import Caption, file_description, write_caption
 from auralign.data.clip import Clip
 from auralign.data.manifest import read_manifest, write_manifest
 from auralign.data.mixtures import (
@@ -35,7 +35,7 @@ from auralign.data.mixtures import (
     write_list,
 )
 from auralign.data.phrases import ParsedCaption, phrase_extractor, write_phrases_json
-from auralign.data.soundbox.lists import draw_component
+from auralign.data.soundbox.lists import caption_classes, draw_component
 from auralign.errors import DataError
 
 VERSION = "1"
@@ -43,7 +43,6 @@ SINGLES, SINGLES_OF = "train-1", "train-2"
 _QUIETEST_DB = -25.0  # of a component, as energy below the mixture's
 _HIGHEST = 0.99
 _TRIES = 200
-_MIN_TRAIN = 8
 _BATCH = 256  # mixtures held in memory
 Tell = Callable[[int, int, str], None]
 
@@ -80,15 +79,6 @@ class _Drawn:
     labels: tuple[str, ...]
     caption: Caption
     split: str
-
-
-def caption_classes(clips: Sequence[Clip], least: int = _MIN_TRAIN) -> tuple[str, ...]:
-    """Classes that captions may name: enough clips to train on, some to test on, and no mixture themselves."""
-    count = Counter((clip.labels[0], clip.split) for clip in clips if clip.labels)
-    names = sorted({name for name, _ in count})
-    return tuple(
-        name for name in names if name != "music" and count[name, "train"] >= least and count[name, "test"]
-    )
 
 
 def build(
@@ -170,6 +160,7 @@ def _draw_part(
         if clip.split == split:
             groups[clip.labels[0]].append(clip)
     rng = np.random.default_rng([plan.seed, *name.encode()])
+    known = {clip.id: clip for clip in clips}
     turns = {label: _turns(own, rng) for label, own in sorted(groups.items())}
     used: Counter[str] = Counter()
     result = []
@@ -180,8 +171,13 @@ def _draw_part(
                 f"no {sounds} classes of the split {split!r} can be mixed", hint="name more classes"
             )
         used.update(labels)
-        caption = write_caption(labels, classes, rng)
         components = _levels([turns[label] for label in labels], renderer, rng, plan)
+        paths = [known[part.clip].source_path for part in components]
+        names = [
+            file_description(path, [label, *classes[label]["texts"]])
+            for path, label in zip(paths, labels, strict=True)
+        ]
+        caption = write_caption(labels, classes, rng, names)
         spec = MixtureSpec(
             f"{name}/{index:05d}", components, 0, caption.text, index, f"normal-{plan.spread_db:g}-dB"
         )
@@ -316,7 +312,9 @@ def _write(
 
 
 def _mixed(parts: Sequence[Component], renderer: MixtureRenderer) -> Float32[np.ndarray, "time"]:
-    return np.sum([_rendered(part, renderer) for part in parts], axis=0, dtype=np.float32)
+    waves = np.stack([_rendered(part, renderer) for part in parts])
+    mixed: np.ndarray = waves.sum(axis=0)
+    return mixed
 
 
 def _store(path: Path, wave: np.ndarray) -> str:

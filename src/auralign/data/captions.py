@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +12,35 @@ import numpy as np
 
 from auralign.errors import DataError
 
-_MASS = {
-    *(
-        "music water wind rain thunder applause speech gunfire machinery chatter hubbub wood metal noise"
-    ).split(),
-    *(
-        "paper birdsong static laughter cattle playing strumming strings percussion clapping iron hail"
-    ).split(),
-    *(
-        "aircraft money cash gas poultry rainfall traffic surf shooting crockery cutlery poultry fireworks"
-    ).split(),
-    *("brass drums sheep burning breakbeat typing people children something someone voices insects").split(),
-}
+_MASS_WORDS = """
+    aircraft applause birdsong brass breakbeat burning cash cattle chatter children clapping crockery
+    cutlery drums fireworks gas gunfire hail hubbub insects iron laughter machinery metal money music noise
+    paper people percussion playing poultry rain rainfall sheep shooting someone something speech static
+    strings strumming surf thunder traffic typing voices water wind wood
+"""
+_MASS = frozenset(_MASS_WORDS.split())
 _DETERMINERS = {"a", "an", "the", "two", "three", "some", "several", "someone", "something", "people"}
 _SINGULAR_S = ("ss", "us", "is")
 _NAMES = {"tux", "eddie"}
 _WORDING = re.compile(r"[a-z][a-z'\- ]*[a-z]")
 _MOST_WORDS = 6
+_CLAUSE_SHARE = 0.4
+_OWN_SHARE = 0.5
+# Words of file names that say what a game does with the sound, not what it is.
+_OF_GAMES = {
+    "loop",
+    "select",
+    "death",
+    "dead",
+    "attack",
+    "die",
+    "trained",
+    "idle",
+    "hit",
+    "perc",
+    "elec",
+    "drum",
+}
 
 _PHRASE_FRAMES: Mapping[int, tuple[str, ...]] = {
     2: (
@@ -113,6 +126,27 @@ def with_article(text: str) -> str:
     return f"{'an' if tokens[0][0] in 'aeiou' else 'a'} {text}"
 
 
+def file_description(source_path: str, texts: Sequence[str]) -> str:
+    """Read what the name of a recording says of it, if it ends in a word that its class is called by.
+
+    >>> file_description("sounds/opensfx.cat/Heavy wind.wav", ["wind", "howling wind"])
+    'heavy wind'
+    >>> file_description("sounds/wind_07.ogg", ["wind"]), file_description("sounds/alert.ogg", ["wind"])
+    ('', '')
+    """
+    stem = source_path.split(" and ")[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    stem = re.sub(r"([a-z])([A-Z])", r"\1 \2", stem).lower()
+    tokens = re.findall(r"[a-z]+", stem)
+    called = {token for text in texts for token in text.split()} - _DETERMINERS
+    if not 2 <= len(tokens) <= 4 or tokens[-1] not in called or min(map(len, tokens)) < 3:
+        return ""
+    return (
+        ""
+        if _OF_GAMES & set(tokens) or any(token.endswith(("est", "med")) for token in tokens)
+        else " ".join(tokens)
+    )
+
+
 def as_clause(phrase: str, kind: str) -> str:
     """Turn a wording into a clause with a verb.
 
@@ -135,13 +169,19 @@ def as_clause(phrase: str, kind: str) -> str:
     return f"{phrase} {verb} {'playing' if kind == 'instrument' and verb == 'is' else 'heard'}"
 
 
-def write_caption(labels: Sequence[str], classes: Mapping[str, Any], rng: np.random.Generator) -> Caption:
+def write_caption(
+    labels: Sequence[str],
+    classes: Mapping[str, Any],
+    rng: np.random.Generator,
+    descriptions: Sequence[str] = (),
+) -> Caption:
     """Write a sentence that names one sound of each class, in their order.
 
     Args:
         labels: Classes; at least two.
         classes: ``classes.json`` of a corpus: ``texts`` and ``kind`` of every class.
         rng: Chooses wordings and the sentence.
+        descriptions: What is known of each sound itself, empty where nothing is; used for every second one.
 
     Raises:
         DataError: There is no sentence for that many sounds, or a class has no usable text.
@@ -149,13 +189,14 @@ def write_caption(labels: Sequence[str], classes: Mapping[str, Any], rng: np.ran
     if len(labels) not in _PHRASE_FRAMES:
         raise DataError(f"there is no caption for {len(labels)} sounds", hint="2, 3 or 4 sounds")
     chosen = []
-    for label in labels:
+    for label, own in itertools.zip_longest(labels, descriptions, fillvalue=""):
         choices = wordings([label, *classes[label]["texts"]])
         if not choices:
             raise DataError(f"the class {label!r} has no text that fits a caption", where="classes.json")
-        chosen.append(choices[int(rng.integers(len(choices)))])
+        wording = choices[int(rng.integers(len(choices)))]
+        chosen.append(with_article(own) if own and rng.random() < _OWN_SHARE else wording)
     frames = _PHRASE_FRAMES[len(labels)]
-    if rng.random() < 0.4:
+    if rng.random() < _CLAUSE_SHARE:
         frames = _CLAUSE_FRAMES[len(labels)]
         chosen = [as_clause(text, classes[label]["kind"]) for text, label in zip(chosen, labels, strict=True)]
     text = frames[int(rng.integers(len(frames)))].format(*chosen)

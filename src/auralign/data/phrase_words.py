@@ -49,7 +49,8 @@ CLOSING = re.compile(
 
 _PAIRS = (
     "on and off|off and on|back and forth|up and down|over and over|again and again|more and more|in and out|"
-    "black and white|loud and clear|left and right|to and fro|stone and metal|pots and pans|plates and glasses|stop and go|"
+    "black and white|loud and clear|left and right|to and fro|stone and metal|pots and pans|stop and go|"
+    "plates and glasses|"
     "dishes and silverware|bread and butter|rise and fall|near and far|louder and louder|closer and closer"
 )
 _PAIR = re.compile(rf"\b(?:{_PAIRS})\b", re.I)
@@ -62,32 +63,30 @@ _OVER_GROUND = re.compile(
     re.I,
 )
 
-_PEOPLE = {
-    *(
-        "man men woman women boy boys girl girls child children kid kids person people male males female"
-    ).split(),
-    *(
-        "females adult adults baby babies lady ladies guy guys toddler teenager teenagers infant crowd"
-    ).split(),
-}
-_VERBS = {
-    *(
-        "bark beat beep blow boil bubble burp burst buzz call chirp clang clank clap clatter click clink"
-    ).split(),
-    *("cluck continue coo cough crack crackle crash creak croak crow cry drip drive drop fade fall").split(),
-    *(
-        "fart fizz flap flow fly gallop gasp giggle gobble groan growl grunt gurgle hiss hit honk hoot"
-    ).split(),
-    *("howl hum idle increase jingle knock laugh meow moan moo move neigh oink open pant pass play").split(),
-    *("pop pour purr quack rattle rev ring ripple roar roll rumble run rustle scrape scream screech").split(),
-    *("shout shut shuffle sing siren slam slow slosh smack snap sneeze sniff snore snort speak").split(),
-    *("spin splash splatter spray sputter squawk squeak squeal start stop stutter talk tap thump").split(),
-    *(
-        "tick toot trickle tweet vibrate vroom walk wail warble wheeze whimper whine whinny whir whirr"
-    ).split(),
-    *("whisper whistle whoosh yell yelp accelerate approach bleat cackle cheer chuckle clop close").split(),
-    *("crank crinkle gallop gush honk rush sizzle stir strike swish trot turn wind yap zoom").split(),
-}
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_PEOPLE = _words(
+    """
+    adult adults babies baby boy boys child children crowd female females girl girls guy guys infant kid
+    kids ladies lady male males man men people person teenager teenagers toddler woman women
+    """
+)
+_VERBS = _words(
+    """
+    accelerate approach bark beat beep bleat blow boil bubble burp burst buzz cackle call cheer chirp
+    chuckle clang clank clap clatter click clink clop close cluck continue coo cough crack crackle crank
+    crash creak crinkle croak crow cry drip drive drop fade fall fart fizz flap flow fly gallop gasp giggle
+    gobble groan growl grunt gurgle gush hiss hit honk hoot howl hum idle increase jingle knock laugh meow
+    moan moo move neigh oink open pant pass play pop pour purr quack rattle rev ring ripple roar roll rumble
+    run rush rustle scrape scream screech shout shuffle shut sing siren sizzle slam slosh slow smack snap
+    sneeze sniff snore snort speak spin splash splatter spray sputter squawk squeak squeal start stir stop
+    strike stutter swish talk tap thump tick toot trickle trot turn tweet vibrate vroom wail walk warble
+    wheeze whimper whine whinny whir whirr whisper whistle whoosh wind yap yell yelp zoom
+    """
+)
 _FINITE = (
     {f"{verb}s" for verb in _VERBS}
     | {f"{verb}es" for verb in _VERBS if verb.endswith(("s", "sh", "ch", "x", "z"))}
@@ -106,29 +105,21 @@ _LOWER_NOUNS = {
     "screams",
     "bubbles",
 }
-_AFTER_A_VERB = {
-    *(
-        "in on at to up down off out along around against from through into by back again for away past"
-    ).split(),
-    *("loudly softly quietly near together fast slowly a an the").split(),
-}
-_EMPTY = {
-    *(
-        "mixed continuous constant loud louder quiet fast faster slow slower high low repeatedly again briefly"
-    ).split(),
-    *(
-        "nearby together here there outside inside away it he she they them so also too more once twice"
-    ).split(),
-    *(
-        "another others something else several times background distance the a an some and or of in on at to"
-    ).split(),
-    *(
-        "is are was were very short long brief different various soft far close finally later afterwards"
-    ).split(),
-    *(
-        "first second third indoors outdoors simultaneously both each one two three four many all this"
-    ).split(),
-}
+_AFTER_A_VERB = _words(
+    """
+    a again against along an around at away back by down fast for from in into loudly near off on out past
+    quietly slowly softly the through to together up
+    """
+)
+_EMPTY = _words(
+    """
+    a afterwards again all also an and another are at away background both brief briefly close constant
+    continuous different distance each else far fast faster finally first four he here high in indoors
+    inside is it later long loud louder low many mixed more nearby of on once one or others outdoors outside
+    quiet repeatedly second several she short simultaneously slow slower so soft some something the them
+    there they third this three times to together too twice two various very was were
+    """
+)
 _PRONOUN = re.compile(r"^(?:it|they|he|she|its|his|her|their|this|that)\b(?:'s)?", re.I)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from auralign.data import phrase_words as words
+from auralign.data.readers.tables import read_rows
 from auralign.errors import UsageError
 
 PhraseExtractor = Callable[[str], tuple[str, ...]]
@@ -178,6 +179,35 @@ def write_phrases_json(path: Path, parsed: Mapping[str, ParsedCaption]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def read_caption_table(path: Path, extract: PhraseExtractor) -> dict[str, ParsedCaption]:
+    """Read a table of captions and extract their phrases.
+
+    Args:
+        path: CSV with a column ``caption``. A column ``audiocap_id`` names the captions (else their row does);
+            ``youtube_id`` and ``start_time``, or ``file_id``, or ``file_name`` name the sounds.
+        extract: Finds the phrases.
+
+    Raises:
+        DataError: The table cannot be read, has no such column, an empty caption, or an id twice.
+    """
+    parsed: dict[str, ParsedCaption] = {}
+    for number, row in enumerate(read_rows(path, required=("caption",))):
+        name = row.text("audiocap_id") if "audiocap_id" in row else str(number)
+        if name in parsed:
+            raise row.bad("audiocap_id", "another row has this id", hint="remove one of the two rows")
+        file_id = name
+        if "youtube_id" in row and "start_time" in row:
+            file_id = f"{row.text('youtube_id')}_{row.text('start_time')}"
+        elif column := next((one for one in ("file_id", "file_name") if one in row), ""):
+            file_id = row.text(column)
+        caption = row.text("caption")
+        phrases = extract(caption)
+        if not phrases:
+            raise row.bad("caption", "no phrase was found in it", hint="write a sentence about sounds")
+        parsed[name] = ParsedCaption(file_id, caption, phrases)
+    return parsed
 
 
 def _once(text: str) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,21 @@ _LEVEL_DB = -26.0  # of every component, over its active frames
 
 @dataclass(frozen=True)
 class ListPlan:
-    """What a list is made of: which clips may be targets, which interferers, and how many pairs."""
+    """What a list is made of: which clips may be targets, which interferers, and how many mixtures.
+
+    Args:
+        name: Name of the list.
+        count: How many mixtures it has.
+        target: Says which clips may be asked for.
+        interferer: Says which clips may be mixed in.
+        interferers: How many are mixed in, each of a class that no other sound can be confused with.
+    """
 
     name: str
     count: int
     target: Callable[[Clip], bool]
     interferer: Callable[[Clip], bool]
+    interferers: int = 1
 
 
 def _in(split: str, *kinds: str, music: bool = True) -> Callable[[Clip], bool]:
@@ -59,15 +68,43 @@ PLANS = (
     ListPlan("soundbox-unseen", 400, _in("unseen", *_ALL), _in("unseen", *_ALL)),
     ListPlan("soundbox-val", 400, _in("val", *_ALL), _in("val", *_ALL)),
 )
+_MIN_TRAIN = 8
+
+
+def caption_classes(clips: Iterable[Clip], least: int = _MIN_TRAIN) -> tuple[str, ...]:
+    """Name the classes that captions may speak of: enough clips to train on, some to test on, no music.
+
+    A clip of "music" is a mixture itself.
+    """
+    count = Counter((clip.labels[0], clip.split) for clip in clips if clip.labels)
+    names = sorted({name for name, _ in count} - {"music"})
+    return tuple(name for name in names if count[name, "train"] >= least and count[name, "test"])
+
+
+def caption_plans(classes: Collection[str]) -> tuple[ListPlan, ...]:
+    """Plan the lists that go with the captioned corpus: 2, 3 and 4 sounds of the classes that captions name."""
+
+    def among(split: str) -> Callable[[Clip], bool]:
+        return lambda clip: clip.split == split and clip.labels[0] in classes
+
+    def plan(name: str, split: str, sounds: int, count: int) -> ListPlan:
+        return ListPlan(f"soundbox-captions-{name}", count, among(split), among(split), sounds - 1)
+
+    return (
+        plan("val", "val", 2, 200),
+        plan("2", "test", 2, 400),
+        plan("3", "test", 3, 300),
+        plan("4", "test", 4, 300),
+    )
 
 
 def draw_lists(corpus: Path, out: Path, plans: Sequence[ListPlan] = PLANS) -> dict[str, int]:
     """Draw every list from a corpus and write it to `out` with its hash; return the lengths.
 
-    Targets go round the classes in turn, so that every class counts alike; the interferer is of a
-    class that cannot be confused with the target's. Excerpts are taken where there is sound, and
-    every component is brought to the same power over its active frames. The query is the class's
-    name.
+    Targets go round the classes in turn, so that every class counts alike; interferers are of
+    classes that cannot be confused with the target's, nor with each other's. Excerpts are taken where
+    there is sound, and every component is brought to the same power over its active frames. The query
+    is the class's name.
     """
     clips = {clip.id: clip for clip in read_manifest(corpus / "manifest.jsonl")}
     classes: Mapping[str, Any] = json.loads((corpus / "classes.json").read_text(encoding="utf-8"))
@@ -94,14 +131,23 @@ def draw(
     for index in range(plan.count):
         rng = np.random.default_rng([index, *plan.name.encode()])
         label = labels[index % len(labels)]
-        fitting = sorted(set(others) - clash[label])
-        other = fitting[int(rng.integers(len(fitting)))]
-        first = _pick(targets[label], rng)
-        second = _pick([clip for clip in others[other] if clip.source != first.source] or others[other], rng)
+        blocked, mixed_in = set(clash[label]), []
+        for _ in range(plan.interferers):
+            fitting = sorted(set(others) - blocked)
+            if not fitting:
+                raise DataError(f"no {plan.interferers + 1} classes fit together in the list {plan.name!r}")
+            mixed_in.append(fitting[int(rng.integers(len(fitting)))])
+            blocked |= clash[mixed_in[-1]] | {name for name in others if mixed_in[-1] in clash[name]}
+        picked = [_pick(targets[label], rng)]
+        for other in mixed_in:
+            used = {clip.source for clip in picked}
+            picked.append(
+                _pick([clip for clip in others[other] if clip.source not in used] or others[other], rng)
+            )
         specs.append(
             MixtureSpec(
                 id=f"{plan.name}-{index:04d}",
-                components=(draw_component(first, renderer, rng), draw_component(second, renderer, rng)),
+                components=tuple(draw_component(clip, renderer, rng) for clip in picked),
                 target=0,
                 query=label,
                 seed=index,
