@@ -67,7 +67,8 @@ def read_locally(
         frame=frames + 1,
         y=4,
     )
-    return logits[..., 2:-2, 2:-2]
+    inner: Tensor = logits[..., 2:-2, 2:-2]
+    return inner
 
 
 class WordHead(nn.Module):
@@ -121,7 +122,8 @@ class WordHead(nn.Module):
         rows, frames = x.shape[1:3]
         x = (_stretch(rows, 4, x) @ x.flatten(2)).unflatten(2, (frames, -1))
         x = _stretch(frames, 4, x) @ x
-        return x.unflatten(0, (batch, -1))
+        modulation: Tensor = x.unflatten(0, (batch, -1))
+        return modulation
 
     def forward(
         self,

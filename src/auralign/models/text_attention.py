@@ -63,7 +63,7 @@ class Attention(nn.Module):
         if valid is not None:
             mask = (valid | ~valid.any(dim=1, keepdim=True))[:, None, None, :]
         with torch.autocast(x.device.type, enabled=False):
-            if x.device.type == "cpu":  # where attention in bfloat16 takes four times as long as in float32
+            if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # four times as slow as float32
                 query, key, value = query.float(), key.float(), value.float()
             heard = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         answer: Tensor = self.out(rearrange(heard, "batch head place dim -> batch place (head dim)"))
@@ -230,8 +230,8 @@ class Concat(CondBlock):
         mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
         y = F.leaky_relu(self.first(x), 0.2)
         text = self.text(mean)[:, :, None, None].to(y).expand(-1, -1, *y.shape[2:])
-        y = self.second(torch.cat([y, text], dim=1))
-        return x + y
+        change: Tensor = self.second(torch.cat([y, text], dim=1))
+        return x + change
 
 
 def _block(layer: CondLayer, width: int, token_dim: int, heads: int) -> CondBlock:
