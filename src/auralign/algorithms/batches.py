@@ -59,7 +59,7 @@ def query_vectors(
     cfg: BatchConfig, model: SeparatorModel, raw: RawQueries, rng: torch.Generator
 ) -> Float[Tensor, "batch query dim"]:
     """Query-Mixup of a batch's queries, each moved by a short random vector."""
-    query = raw.embed(model.heads, unit=model.unit_queries)
+    query = raw.embed(model.query_heads, unit=model.unit_queries)
     noise = F.normalize(torch.randn(query.shape, generator=rng), dim=-1) * cfg.query_noise
     query = query + noise.to(query.device)
     return F.normalize(query, dim=-1) if model.unit_queries else query

@@ -92,7 +92,7 @@ def reference_proposal(cfg: Config, parts: Parts, decision: Decision) -> Tensor 
         return None
     batch, model = decision.batch, parts.reference
     with torch.no_grad():
-        query = batch.raw.embed(model.heads, unit=model.unit_queries)
+        query = batch.raw.embed(model.query_heads, unit=model.unit_queries)
         if decision.before is None:
             out = separator_pass(model, batch.mixture, query, bfloat16=cfg.bfloat16)
             return first_decision(batch, decision.items, out).proposal

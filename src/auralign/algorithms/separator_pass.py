@@ -119,7 +119,7 @@ def supervised_terms(
             hint="train it with its own algorithm, and fine-tune it with anchor = 0",
         )
     terms["presence"] = F.binary_cross_entropy_with_logits(out.presence, batch.present)
-    terms["align"] = alignment_loss(model.heads if heads is None else heads, batch.raw)
+    terms["align"] = alignment_loss(model.query_heads if heads is None else heads, batch.raw)
     return terms
 
 

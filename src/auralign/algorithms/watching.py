@@ -54,7 +54,7 @@ class Watcher:
         batch = self._batch().to(model.device)
         items = Items.of(batch, 2)
         with evaluation(model):
-            query = batch.raw.embed(model.heads, unit=model.unit_queries)
+            query = batch.raw.embed(model.query_heads, unit=model.unit_queries)
             out = separator_pass(model, batch.mixture, query)
             decision = first_decision(batch, items, out)
             estimate = decision.hear(model, decision.proposal[:, None])

@@ -13,10 +13,12 @@ from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from auralign.errors import UsageError
 from auralign.evaluation.items import EXAMPLE_SAMPLES, Asked, SoundboxItems
 from auralign.models.encoders import Backbones, QueryBackbones
 from auralign.models.query_encoder import Modality as Kind
 from auralign.models.separator import SeparatorModel
+from auralign.models.token_heads import TokenHeads
 from auralign.models.yamnet import YamNet
 
 
@@ -71,6 +73,11 @@ class Queries:
     def vector(self, model: SeparatorModel, asked: Asked) -> Float[Tensor, " dim"]:
         """The unit vector that :class:`auralign.evaluation.run.Answerer` also asks with."""
         key = (id(model), asked)
+        if key not in self._vectors and isinstance(model.heads, TokenHeads):
+            if asked.images or asked.clips:
+                raise UsageError("this model takes words only", where=asked.modality, hint="--query text")
+            texts = [self.features(model.backbones, "text", text) for text in asked.texts]
+            self._vectors[key] = model.heads.merge(torch.cat(texts))
         if key not in self._vectors:
             kinds: tuple[tuple[Kind, Sequence[str | Path]], ...] = (
                 ("text", asked.texts),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,21 +224,50 @@ class ImageBindBackbones(QueryBackbones):
         return read_clip_picture(path)
 
 
-_ADAPTERS = {"clap": ClapBackbones, "imagebind": ImageBindBackbones}
+def _tokens() -> QueryBackbones:
+    from auralign.models.text_tokens import TokenBackbones
+
+    return TokenBackbones()
+
+
+def _clap_tokens(place: str, *, keep_padding: bool = False) -> QueryBackbones:
+    from auralign.models.text_tokens import ClapTokenBackbones
+
+    return ClapTokenBackbones(place, keep_padding)
+
+
+def _bimodal(place: str) -> QueryBackbones:
+    from auralign.models.bimodal import as_backbones
+
+    return as_backbones(place)
+
+
+_ADAPTERS: dict[str, Callable[[str], QueryBackbones]] = {
+    "clap": ClapBackbones,
+    "imagebind": ImageBindBackbones,
+    "bimodal": _bimodal,
+    "clap-tokens": _clap_tokens,
+    "clap-padded-tokens": partial(_clap_tokens, keep_padding=True),
+}
+_BUILT_IN: dict[str, Callable[[], QueryBackbones]] = {"builtin": Backbones, "tokens": _tokens}
 
 
 def open_backbones(spec: str) -> QueryBackbones:
-    """The encoders that a model asks for: ``builtin``, ``clap:PLACE`` or ``imagebind:PLACE``.
+    """The encoders that a model asks for, by name or as ``KIND:PLACE`` of a checkpoint of the user's.
+
+    ``builtin`` gives one vector a query and ``tokens`` the words one by one. ``clap:`` and ``imagebind:`` stand for the
+    first with other checkpoints, ``clap-tokens:`` for the second (``clap-padded-tokens:`` with the padding that BiSep
+    attends to), and ``bimodal:`` gives the text vectors of a bimodal encoder.
 
     >>> open_backbones("builtin").dims["text"]
     384
     """
-    if spec == "builtin":
-        return Backbones()
+    if spec in _BUILT_IN:
+        return _BUILT_IN[spec]()
     kind, _, place = spec.partition(":")
     if kind not in _ADAPTERS or not place:
         raise UsageError(
             f"there is no query encoder {spec!r}",
-            hint="one of builtin, clap:FOLDER_OR_HUB_ID, imagebind:FILE",
+            hint="one of builtin, tokens, clap:FOLDER_OR_HUB_ID, imagebind:FILE, clap-tokens:FOLDER_OR_HUB_ID",
         )
     return _ADAPTERS[kind](place)

@@ -15,16 +15,23 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from auralign.errors import ModelUnavailableError, UsageError
+from auralign.models.bisep_small import SmallBiSep
+from auralign.models.blind import BlindSeparator
+from auralign.models.conditional_unet import ConditionalUNet
 from auralign.models.encoders import Backbones, QueryBackbones, open_backbones
 from auralign.models.mask_network import MaskAnswer, MaskNetwork
 from auralign.models.model_file import read_model, write_model
 from auralign.models.omnisep import OmniSepNet, SmallSeparator
 from auralign.models.query_encoder import Modality, QueryHeads, negative_query, query_augment
+from auralign.models.token_heads import TokenHeads
 
 FORMAT = "auralign-separator-1"
 NETWORKS: dict[str, Callable[..., MaskNetwork]] = {
     "omnisep": OmniSepNet,
     "small": SmallSeparator,
+    "bisep": ConditionalUNet,
+    "bisep_small": SmallBiSep,
+    "blind": BlindSeparator,
 }
 
 
@@ -45,7 +52,7 @@ class SeparatorModel(nn.Module):
     """Network and query heads that were trained together.
 
     Args:
-        network: ``omnisep`` or ``small``.
+        network: One of :data:`NETWORKS`.
         options: Keyword arguments of the network.
         labels: Classes seen in training.
         phrases: Text vectors' wording of the in-domain bank for Query-Aug, one per class.
@@ -55,8 +62,6 @@ class SeparatorModel(nn.Module):
     """
 
     rate_hz = 16_000
-    n_fft = 1024
-    hop = 256
 
     def __init__(
         self,
@@ -82,19 +87,61 @@ class SeparatorModel(nn.Module):
         self.backbones: QueryBackbones = open_backbones(encoder)
         if self._probe:
             self.backbones.require_same(self._probe, where=encoder)
-        self.heads = QueryHeads(int(options.get("query_dim", 256)), inputs=self.backbones.dims)
+        self.heads = self._query_side()
         if isinstance(self.backbones, Backbones):
             self.net.share(self.backbones)
+
+    def _query_side(self) -> QueryHeads | TokenHeads:
+        """Learned heads into a query space, or words as they are where the network reads words."""
+        net = self.net
+        if isinstance(net, ConditionalUNet | SmallBiSep | BlindSeparator):
+            heads = (
+                TokenHeads(pooled_dim=net.encoder.dim, tokens=0, token_dim=1)
+                if isinstance(net, BlindSeparator)
+                else TokenHeads(pooled_dim=net.pooled_dim, tokens=net.tokens, token_dim=net.token_dim)
+            )
+            if self.backbones.dims.get("text") != heads.dim:
+                raise UsageError(
+                    f"the query encoder {self.encoder!r} does not fit the network {self.network!r}",
+                    why=f"the network takes texts of {heads.dim} numbers",
+                    hint="take tokens, clap-tokens:PLACE, or for blind separation bimodal:ENCODER",
+                )
+            return heads
+        return QueryHeads(int(self.options.get("query_dim", 256)), inputs=self.backbones.dims)
+
+    @property
+    def query_heads(self) -> QueryHeads:
+        """The learned heads of a network whose queries are vectors.
+
+        Raises:
+            UsageError: This network reads words.
+        """
+        if not isinstance(self.heads, QueryHeads):
+            raise UsageError(
+                f"the network {self.network!r} reads words and has no heads for other queries",
+                hint="train it on captions: algorithm = bisep",
+            )
+        return self.heads
+
+    @property
+    def n_fft(self) -> int:
+        """Window of the network's STFT, samples."""
+        return self.net.n_fft
+
+    @property
+    def hop(self) -> int:
+        """Hop of the network's STFT, samples."""
+        return self.net.hop
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.heads.log_scale.device
+        return next(self.net.parameters()).device
 
     @property
     def space(self) -> str:
         """Fingerprint of the query heads; vectors of other heads are refused."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.encoder.encode() if isinstance(self.heads, TokenHeads) else b"")
         for name, tensor in sorted(self.heads.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -138,11 +185,20 @@ class SeparatorModel(nn.Module):
                     why=f"its space is {query.space}, the separator's is {space}",
                     hint="encode the query with the model that will use it",
                 )
-        vector = F.normalize(torch.stack([q.vector for q in wanted]).mean(dim=0), dim=-1)
-        if augment:
-            if not self.phrases:
-                raise UsageError("this model has no bank of queries", hint="leave out the augmentation")
-            bank = torch.stack([q.vector for q in self.text_queries(self.phrases)])
+        vectors = torch.stack([q.vector for q in wanted])
+        if augment and not self.phrases:
+            raise UsageError("this model has no bank of queries", hint="leave out the augmentation")
+        bank = torch.stack([q.vector for q in self.text_queries(self.phrases)]) if augment else None
+        if isinstance(self.heads, TokenHeads):
+            if unwanted:
+                raise UsageError(
+                    "this model cannot keep a sound out by words",
+                    hint="ask for that sound as a stem of its own; stems share what both claim",
+                )
+            vector = self.heads.merge(vectors) if len(vectors) > 1 else vectors[0]
+            return QueryVector(vector if bank is None else self.heads.nearest(vector, bank), space)
+        vector = F.normalize(vectors.mean(dim=0), dim=-1)
+        if bank is not None:
             vector = query_augment(vector, bank)[0]
         if unwanted:
             against = F.normalize(torch.stack([q.vector for q in unwanted]).mean(dim=0), dim=-1)
@@ -151,7 +207,7 @@ class SeparatorModel(nn.Module):
         return QueryVector(vector, space)
 
     def spectrogram(self, wave: Float[Tensor, "*batch time"]) -> Tensor:
-        """The model's STFT: Hann 1024, hop 256, centred on zeros."""
+        """The network's STFT: Hann window, centred on zeros."""
         flat = wave.reshape(-1, wave.shape[-1])
         window = torch.hann_window(self.n_fft, dtype=wave.dtype, device=wave.device)
         spec = torch.stft(

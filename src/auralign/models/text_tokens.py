@@ -62,13 +62,14 @@ def join_query(
     return torch.cat([pooled, states.flatten(1)], dim=1)
 
 
-def _refuse_empty(texts: Sequence[str]) -> None:
-    if any(not text.strip() for text in texts):
-        raise UsageError("a text query is empty", hint="say what to listen for, for example 'violin'")
-
-
-class _WordsOnly(QueryBackbones):
+class WordsOnly(QueryBackbones):
     """The refusals of an encoder that knows words only."""
+
+    @staticmethod
+    def refuse_empty(texts: Sequence[str]) -> None:
+        """A text without a word asks for nothing."""
+        if any(not text.strip() for text in texts):
+            raise UsageError("a text query is empty", hint="say what to listen for, for example 'violin'")
 
     def audio(self, wave: Float[Tensor, "batch time"]) -> Float[Tensor, "batch features"]:
         """A sound has no words: always an error."""
@@ -83,7 +84,7 @@ class _WordsOnly(QueryBackbones):
         raise UsageError("this model takes no picture query", where=str(path), hint="use words")
 
 
-class TokenBackbones(_WordsOnly):
+class TokenBackbones(WordsOnly):
     """MiniLM's sentence vector and 24 token states, loaded on first use."""
 
     spec = "tokens"
@@ -104,7 +105,7 @@ class TokenBackbones(_WordsOnly):
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "batch features"]:
         """Sentence vectors and token states."""
-        _refuse_empty(texts)
+        self.refuse_empty(texts)
         model = self.minilm
         device = model.words.weight.device
         if not texts:
@@ -118,7 +119,7 @@ class TokenBackbones(_WordsOnly):
         return join_query(pooled, states, TOKENS)
 
 
-class ClapTokenBackbones(_WordsOnly):
+class ClapTokenBackbones(WordsOnly):
     """CLAP's text vector and the 77 last hidden states of its RoBERTa.
 
     Args:
@@ -138,7 +139,7 @@ class ClapTokenBackbones(_WordsOnly):
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "batch features"]:
         """Text vectors and token states."""
-        _refuse_empty(texts)
+        self.refuse_empty(texts)
         encoder = self._encoder
         device = encoder.window.device
         if not texts:
