@@ -178,7 +178,7 @@ class BlindSeparator(MaskNetwork):
         bins = F.pad(bins, (0, max(0, spec.shape[-1] - bins.shape[-1]), 0, 0), mode="replicate")
         flat = (bins[..., : spec.shape[-1]] * spec[:, None]).flatten(0, 1)
         out = torch.istft(flat, self.n_fft, self.hop, window=window, center=True, length=wave.shape[-1])
-        return out.unflatten(0, mask.shape[:2])
+        return out.view(*mask.shape[:2], -1)
 
     def separate(self, state: dict[str, Tensor]) -> Float[Tensor, "batch output time"]:
         """All outputs as sounds; they sum to the mixture. What MixIT and MixPIT train."""
@@ -217,7 +217,8 @@ class BlindSeparator(MaskNetwork):
         waves = self.waves(state, torch.softmax(logits, dim=1))
         power = waves.square().mean(dim=2)
         audible = power >= _AUDIBLE * power.amax(dim=1, keepdim=True)
-        audio = self.encoder.audio(waves.flatten(0, 1)).to(query).unflatten(0, waves.shape[:2])
+        audio = self.encoder.to(waves.device).audio(waves.flatten(0, 1)).to(query)
+        audio = audio.view(*waves.shape[:2], -1)
         return query @ audio.mT, self._frozen.reference.to(query) @ audio.mT, audible
 
     def to_bins(self, mask: Float[Tensor, "batch any row frame"]) -> Float[Tensor, "batch any bin frame"]:
