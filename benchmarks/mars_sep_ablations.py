@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "mars_sep_small.toml"
 CONTROL = "control"
@@ -87,7 +86,7 @@ def encoder_arms(folder: Path) -> dict[str, tuple[str, ...]]:
 
 def train(name: str, changes: tuple[str, ...], options: argparse.Namespace) -> Path:
     """The arm's run folder, trained if it is not."""
-    run = options.out / name.replace(" ", "-").replace("/", "-")
+    run: Path = options.out / name.replace(" ", "-").replace("/", "-")
     model = run / "model"
     if model.exists():
         return model
@@ -117,27 +116,14 @@ def validation(run: Path) -> dict[str, float]:
 
 def improvements(model: Path, corpus: Path, batches: int) -> np.ndarray:
     """SI-SDRi of every source of fixed validation mixtures, in dB."""
-    from auralign.algorithms.training import load_corpus
+    from auralign.algorithms.training import load_corpus, validation_improvements
     from auralign.data.mixer import MixConfig
-    from auralign.metrics.sdr import si_sdr
     from auralign.models.separator import SeparatorModel
     from auralign.runtime import weights
-    from auralign.runtime.seed import derive
 
     separator = SeparatorModel.load(weights.path(str(model)))
-    material = load_corpus(corpus, MixConfig())
-    found = []
-    with torch.inference_mode():
-        words = [texts[0] for texts in material.texts]
-        phrases = torch.stack([query.vector for query in separator.text_queries(words)])
-        for number in range(batches):
-            batch = material.validation.batch(np.random.default_rng(derive(0, "validation", number)), 16)
-            sources = torch.from_numpy(batch.sources)
-            mixture = sources.sum(dim=1)
-            estimate, _ = separator.separate_wave(mixture, phrases[torch.from_numpy(batch.labels)])
-            before = si_sdr(est=mixture[:, None].expand_as(sources), ref=sources)
-            found.append((si_sdr(est=estimate, ref=sources) - before).flatten())
-    return torch.cat(found).numpy()
+    found = validation_improvements(separator, load_corpus(corpus, MixConfig()), 0, batches=batches)
+    return found.numpy()
 
 
 def score(names: list[str], models: dict[str, Path], options: argparse.Namespace) -> list[dict[str, object]]:

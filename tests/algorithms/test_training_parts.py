@@ -18,6 +18,7 @@ from auralign.algorithms.training import (
     equalise,
     load_corpus,
     validate,
+    validation_improvements,
     write_samples,
 )
 from auralign.data.mixer import MixConfig
@@ -271,6 +272,9 @@ def test_validation_scores_perfect_useless_and_wrong_answers(
     assert lowest <= scores["si_sdri_median"] <= highest
     assert scores["win_rate"] == wins
     assert scores["presence_auc"] == auc
+    gains = validation_improvements(model, corpus, 0, batches=2, size=3)
+    assert gains.shape == (12,), "two sources of each of six mixtures"
+    assert float(gains.mean()) == scores["si_sdri"]
 
 
 def test_validation_leaves_the_model_in_the_mode_it_found(corpus_root, fake_backbones):
