@@ -1,11 +1,11 @@
 r"""Losses of blind separation from mixtures: every assignment of outputs to mixtures, searched at once.
 
 A network separates :math:`\sum_n x_n` into outputs :math:`\hat s_1 \ldots \hat s_M`. MixIT (Wisdom et al. 2020,
-arXiv:2006.12701, Eq. 3) takes the best way to put every output into exactly one mixture:
+arXiv:2006.12701) takes the best way to put every output into exactly one mixture:
 
 .. math:: L = \min_A \sum_n \ell(x_n, [A\hat s]_n), \qquad A \in \{0, 1\}^{N \times M},\ \textstyle\sum_n A_{nm} = 1.
 
-MixPIT (Karamatlı and Kırbız 2022, arXiv:2107.00298) is the same with :math:`M = N` and :math:`A` a permutation.
+MixPIT (Karamatlı and Kırbız 2022, arXiv:2202.03875) is the same with :math:`M = N` and :math:`A` a permutation.
 
 The search never builds a sum of outputs. With the Gram matrix :math:`G = \hat S \hat S^T` and the cross-Gram matrix
 :math:`C = X \hat S^T` a row :math:`a` of :math:`A`, that is a subset of the outputs, costs
@@ -180,7 +180,7 @@ def thresholded_snr_loss(
         \ell = 10\log_{10}\frac{\|x - \hat x\|^2 + \tau\|x\|^2}{\|x\|^2}, \qquad
         \ell_0 = 10\log_{10}\frac{\|\hat x\|^2 + \tau_0\|m\|^2}{\|m\|^2}
 
-    Wisdom et al. 2020 (arXiv:2006.12701), Eq. 2, with :math:`\tau = 10^{-SNR_{max}/10}`; :math:`\ell_0` is that of the
+    Wisdom et al. 2020 (arXiv:2006.12701), with :math:`\tau = 10^{-SNR_{max}/10}`; :math:`\ell_0` is that of the
     FUSS baseline (Wisdom et al. 2021, arXiv:2011.00803) divided by the constant :math:`\|m\|^2`, which makes both forms
     independent of the level. A perfect estimate scores ``-snr_max_db``, a silent estimate of silence ``-inactive_db``.
 
@@ -211,7 +211,7 @@ def mixit(
 ) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch output"]]:
     r"""Mixture-invariant loss, summed over the mixtures, and the mixture that each output was put into.
 
-    Wisdom et al. 2020 (arXiv:2006.12701), Eq. 3. An equally good assignment that comes earlier in
+    Wisdom et al. 2020 (arXiv:2006.12701). An equally good assignment that comes earlier in
     :func:`assignments` wins. A mixture may get no output at all.
 
     Args:
@@ -247,7 +247,7 @@ def mixpit(
 ) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch output"]]:
     """Mixture permutation invariant loss: :func:`mixit` with as many outputs as mixtures, one for each.
 
-    Karamatlı and Kırbız 2022 (arXiv:2107.00298). Arguments and results as in :func:`mixit`.
+    Karamatlı and Kırbız 2022 (arXiv:2202.03875). Arguments and results as in :func:`mixit`.
     """
     plan = _permutation_plan(estimates.shape[1])
     return _best(estimates, mixtures, plan, loss, snr_max_db, inactive_db, chunk)
@@ -316,7 +316,7 @@ def mixture_consistency(
 ) -> Float[Tensor, "batch output time"]:
     r"""The outputs moved so that they sum to the mixture: :math:`\hat s_m + w_m (x - \sum_j \hat s_j)`.
 
-    Wisdom et al. 2019 (arXiv:1811.08521), Eq. 7: with equal weights the nearest such point in least squares.
+    Wisdom et al. 2019 (arXiv:1811.08521): with equal weights the nearest such point in least squares.
 
     Args:
         estimates: Outputs of the network.

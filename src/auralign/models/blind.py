@@ -7,7 +7,7 @@ that they sum to one in every cell and the outputs sum to the mixture: mixture c
 No text takes part in the separation. A text :math:`t` then picks the audible output :math:`m` whose embedding
 :math:`a_m` is most similar. How sure that is: a contrastive encoder with scale :math:`\kappa` knows
 :math:`\kappa\langle a, t\rangle = \log p(t|a)/p(t) + c(a)` at its optimum (van den Oord et al. 2018,
-arXiv:1807.03748, Sec. 2.3). Reference texts :math:`t_1 \ldots t_K` remove :math:`c`, and the output that the text
+arXiv:1807.03748). Reference texts :math:`t_1 \ldots t_K` remove :math:`c`, and the output that the text
 belongs to is one of :math:`M'` audible ones, unknown which:
 
 .. math::
