@@ -49,6 +49,9 @@ class Build:
     origin: Annotated[Path | None, arg(name="from", metavar="DIR")] = None
     """captions: the built soundbox that mixtures are made of (default: corpora/soundbox)."""
 
+    mixtures: int | None = None
+    """captions: how many of 2, of 3 and of 4 sounds each (default: 2000); a tenth as many to validate on."""
+
     seed: int | None = None
     """captions: draws the mixtures and their sentences (default: 0)."""
 
@@ -135,8 +138,8 @@ def _list(options: List) -> int:
 
 
 def _build(options: Build) -> int:
-    if options.name != "captions" and (options.origin is not None or options.seed is not None):
-        raise UsageError("--from and --seed are for `auralign data build captions`")
+    if options.name != "captions" and (options.origin, options.mixtures, options.seed) != (None, None, None):
+        raise UsageError("--from, --mixtures and --seed are for `auralign data build captions`")
     if options.name == "captions":
         return _build_captions(options)
     if options.name == "soundbox":
@@ -199,15 +202,19 @@ def _build_folder(options: Build) -> int:
 
 def _build_captions(options: Build) -> int:
     if (options.source, options.borrow, options.packages) != (None, None, None):
-        raise UsageError("`auralign data build captions` takes --from, --seed and --out only")
-    from auralign.data.captioned_corpus import CaptionPlan, build
+        raise UsageError("`auralign data build captions` takes --from, --mixtures, --seed and --out only")
+    if options.mixtures is not None and options.mixtures < 1:
+        raise UsageError("--mixtures must be 1 or more", where=f"--mixtures {options.mixtures}")
+    if (options.seed or 0) < 0:
+        raise UsageError("--seed must be 0 or more", where=f"--seed {options.seed}")
+    from auralign.data.captioned_corpus import build, default_plan
 
     out = options.out or Path("corpora/captions")
     with Progress() as progress:
         card = build(
             options.origin or Path("corpora/soundbox"),
             out,
-            plan=CaptionPlan(seed=options.seed or 0),
+            plan=default_plan(mixtures=options.mixtures or 2000, seed=options.seed or 0),
             on_progress=progress,
         )
     if options.json:

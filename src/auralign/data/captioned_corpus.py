@@ -60,17 +60,18 @@ class CaptionPlan:
         seed: Draws everything.
     """
 
-    parts: tuple[tuple[str, str, int, int], ...] = (
-        ("train-2", "train", 2, 2000),
-        ("train-3", "train", 3, 2000),
-        ("train-4", "train", 4, 2000),
-        ("val-2", "val", 2, 200),
-    )
+    parts: tuple[tuple[str, str, int, int], ...]
     classes: tuple[str, ...] = ()
     extractor: str = "clauses"
     spread_db: float = 3.0
     most_db: float = 8.0
     seed: int = 0
+
+
+def default_plan(*, mixtures: int = 2000, seed: int = 0) -> CaptionPlan:
+    """Plan as many mixtures of 2, of 3 and of 4 sounds to train on, and a tenth as many of 2 to validate on."""
+    train = tuple((f"train-{sounds}", "train", sounds, mixtures) for sounds in (2, 3, 4))
+    return CaptionPlan((*train, ("val-2", "val", 2, max(1, mixtures // 10))), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def build(
         source: A built soundbox.
         out: Folder of the corpus; it receives `manifest.jsonl`, `corpus.json`, `parsed_all_caps.json`,
             `recipes/` (how each mixture is made of the source's clips) and `audio/`.
-        plan: What to make.
+        plan: What to make; `default_plan` if not given.
         on_progress: Called with steps done, all steps, and what is being done.
         workers: Threads that encode; as many as there are processors by default.
 
@@ -105,7 +106,7 @@ def build(
     Raises:
         DataError: The source is missing or damaged, or has too few classes.
     """
-    plan, tell = plan or CaptionPlan(), on_progress or (lambda *_: None)
+    plan, tell = plan or default_plan(), on_progress or (lambda *_: None)
     clips, classes = _open(source)
     allowed = plan.classes or caption_classes(clips)
     for name in allowed:

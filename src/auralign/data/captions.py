@@ -177,6 +177,8 @@ def write_caption(
 ) -> Caption:
     """Write a sentence that names one sound of each class, in their order.
 
+    A text that is the name of another class is not used.
+
     Args:
         labels: Classes; at least two.
         classes: ``classes.json`` of a corpus: ``texts`` and ``kind`` of every class.
@@ -190,7 +192,8 @@ def write_caption(
         raise DataError(f"there is no caption for {len(labels)} sounds", hint="2, 3 or 4 sounds")
     chosen = []
     for label, own in itertools.zip_longest(labels, descriptions, fillvalue=""):
-        choices = wordings([label, *classes[label]["texts"]])
+        texts = [label, *classes[label]["texts"]]
+        choices = wordings([text for text in texts if text == label or _bare(text) not in classes])
         if not choices:
             raise DataError(f"the class {label!r} has no text that fits a caption", where="classes.json")
         wording = choices[int(rng.integers(len(choices)))]
@@ -201,6 +204,11 @@ def write_caption(
         chosen = [as_clause(text, classes[label]["kind"]) for text, label in zip(chosen, labels, strict=True)]
     text = frames[int(rng.integers(len(frames)))].format(*chosen)
     return Caption(text[0].upper() + text[1:], tuple(chosen))
+
+
+def _bare(text: str) -> str:
+    """Leave the article out, to compare with names of classes."""
+    return re.sub(r"^(?:an?|the) ", "", text)
 
 
 def _head(tokens: Sequence[str]) -> str:

@@ -124,6 +124,9 @@ def draw(
     """Draw the recipes of one list, deterministically."""
     targets, others = _by_class(clips, plan.target), _by_class(clips, plan.interferer)
     clash = {name: {name, *classes[name]["confusable"]} for name in classes}
+    for name in classes:
+        for other in classes[name]["confusable"]:
+            clash.setdefault(other, {other}).add(name)
     labels = [name for name in sorted(targets) if set(others) - clash[name]]
     if not labels:
         raise DataError(f"no pair of classes fits the list {plan.name!r}")
@@ -137,7 +140,7 @@ def draw(
             if not fitting:
                 raise DataError(f"no {plan.interferers + 1} classes fit together in the list {plan.name!r}")
             mixed_in.append(fitting[int(rng.integers(len(fitting)))])
-            blocked |= clash[mixed_in[-1]] | {name for name in others if mixed_in[-1] in clash[name]}
+            blocked |= clash[mixed_in[-1]]
         picked = [_pick(targets[label], rng)]
         for other in mixed_in:
             used = {clip.source for clip in picked}
