@@ -124,6 +124,17 @@ class SeparatorModel(nn.Module):
         return self.heads
 
     @property
+    def token_heads(self) -> TokenHeads:
+        """The query side of a network that reads words.
+
+        Raises:
+            UsageError: This network's queries are vectors.
+        """
+        if not isinstance(self.heads, TokenHeads):
+            raise UsageError(f"the network {self.network!r} reads no words", hint="take bisep or bisep_small")
+        return self.heads
+
+    @property
     def n_fft(self) -> int:
         """Window of the network's STFT, samples."""
         return self.net.n_fft
