@@ -10,7 +10,8 @@ convolution, batch norm, ReLU, with skips by concatenation.
 
 What no text takes part in runs once a mixture: the way down to the first conditioned level, and, as a convolution of
 two concatenated maps is the sum of their convolutions, the share of every text-free skip in the residual block that
-reads it, which is half of the block. The numbers are those of one whole pass a query.
+reads it, which is half of the block. The weighted sum of the last convolution's maps is taken as one convolution
+with the weighted sum of its kernels. The numbers are those of one whole pass a query.
 
 Deviations from the paper: ``cat`` gets the mean token (as released it cannot run), padding is not attended to unless
 asked for, and a read-out of four mask statistics says whether the sound is there.
@@ -50,7 +51,7 @@ class _Residual(nn.Module):
         y: Tensor = self.norm(first)
         for layer in self.more:
             y = layer(y)
-        return F.leaky_relu(x + y, 0.2)
+        return F.leaky_relu(x + y, 0.2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after_first(x, self.first(x))
@@ -92,14 +93,33 @@ class _Up(nn.Module):
         up, conv = self.upsample(skip), self.residual.first
         return up, F.conv2d(up, conv.weight[:, : self.skip], conv.bias, padding=1)
 
-    def finish(self, below: Tensor, up: Tensor, first: Tensor) -> Tensor:
-        """The level's answer to many queries: :meth:`share`, once a mixture, and the map below, once a query."""
-        times = below.shape[0] // up.shape[0]
-        up, first = (x.repeat_interleave(times, dim=0) for x in (up, first))
+    def refine(self, below: Tensor, up: Tensor, first: Tensor) -> Tensor:
+        """The residual block for many queries, from :meth:`share`, once a mixture, and the map below, once a query."""
+        batch = (len(up), len(below) // len(up))
         below = self.upsample(below)
-        first = first + F.conv2d(below, self.residual.first.weight[:, self.skip :], padding=1)
-        x: Tensor = self.norm(self.conv(self.residual.after_first(torch.cat([up, below], dim=1), first)))
+        own = F.conv2d(below, self.residual.first.weight[:, self.skip :], padding=1)
+        first = (own.unflatten(0, batch) + first[:, None]).flatten(0, 1)
+        up = up[:, None].expand(-1, batch[1], -1, -1, -1)
+        return self.residual.after_first(
+            torch.cat([up, below.unflatten(0, batch)], dim=2).flatten(0, 1), first
+        )
+
+    def finish(self, below: Tensor, up: Tensor, first: Tensor) -> Tensor:
+        """The whole level, as :meth:`refine` takes it."""
+        x: Tensor = self.norm(self.conv(self.refine(below, up, first)))
         return x
+
+    def weigh(self, x: Tensor, weight: Tensor) -> Tensor:
+        r"""The weighted sum of the last convolution's maps, as one convolution: :math:`(\sum_j w_j K_j) * x`.
+
+        A kernel of its own for every row: nine products a bin, then nine shifted maps added.
+        """
+        kernel = torch.einsum("nj,jcyx->nyxc", weight.to(self.conv.weight), self.conv.weight)
+        taps = kernel.flip(1, 2).flatten(1, 2).to(x) @ x.flatten(2)
+        total = F.fold(taps, (x.shape[2], x.shape[3]), kernel_size=3, padding=1)[:, 0]
+        if self.conv.bias is not None:
+            total = total + (weight @ self.conv.bias.to(weight))[:, None, None]
+        return total
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.conv(self.residual(self.upsample(x))))
@@ -110,7 +130,7 @@ class ConditionalUNet(MaskNetwork):
     """The published separator, on linear bins: STFT of 1022 samples every 256.
 
     Args:
-        levels: Steps down, at least 3; the bins are a multiple of ``2 ** levels``, frames are padded to one.
+        levels: Steps down, at least 4; the bins are a multiple of ``2 ** levels``, frames are padded to one.
         width: Channels after the first step; they double up to eight times as many.
         cond_layer: How the deepest levels hear the words: ``sca``, ``ca``, ``sa``, ``identity`` or ``cat``.
         cond_blocks: Conditioning blocks a level.
@@ -143,8 +163,10 @@ class ConditionalUNet(MaskNetwork):
     ) -> None:
         super().__init__()
         n_bins = n_fft // 2 + 1
-        if levels < CONDITIONED:
-            raise ValueError(f"levels is {levels}; the text is heard on the deepest {CONDITIONED}")
+        if levels <= CONDITIONED:
+            raise ValueError(
+                f"levels is {levels}; above the deepest {CONDITIONED}, which hear text, one is needed"
+            )
         if n_bins % 2**levels:
             raise ValueError(
                 f"n_fft {n_fft} gives {n_bins} bins; {levels} levels need a multiple of {2**levels}"
@@ -212,7 +234,7 @@ class ConditionalUNet(MaskNetwork):
         state["deep"] = self._conditioner(0).prepare(self.downs[self.levels - CONDITIONED](x))
         if not self.hears:
             none = state["deep"].new_zeros(len(energy), 1, self.token_dim)
-            state["maps"] = self.maps(state, none, none[..., 0].bool())
+            state["maps"] = self._up(0).conv(self.refined(state, none, none[..., 0].bool()))
         return state
 
     def _up(self, n: int) -> _Up:
@@ -221,13 +243,13 @@ class ConditionalUNet(MaskNetwork):
     def _conditioner(self, n: int) -> Conditioner:
         return cast(Conditioner, self.conditioners[n])
 
-    def maps(
+    def refined(
         self,
         state: dict[str, Tensor],
         tokens: Float[Tensor, "rows token width"],
         valid: Bool[Tensor, "rows token"],
     ) -> Float[Tensor, "rows channel row frame"]:
-        """The feature maps :math:`F` of every query, ``rows`` being a multiple of the mixtures."""
+        """All but the last convolution, for every query; ``rows`` is a multiple of the mixtures."""
         x: Tensor = state["deep"].repeat_interleave(len(tokens) // len(state["deep"]), dim=0)
         x = self._conditioner(0).condition(x, tokens, valid)
         skips = [x]
@@ -237,23 +259,21 @@ class ConditionalUNet(MaskNetwork):
         x = self.ups[self.levels - 1](skips.pop())
         for n in reversed(range(self.levels - CONDITIONED, self.levels - 1)):
             x = self.ups[n](torch.cat([skips.pop(), x], dim=1))
-        for n in reversed(range(self.levels - CONDITIONED)):
+        for n in reversed(range(1, self.levels - CONDITIONED)):
             x = self._up(n).finish(x, state[f"up{n}"], state[f"first{n}"])
-        return x
+        return self._up(0).refine(x, state["up0"], state["first0"])
 
     def respond(self, state: dict[str, Tensor], query: Float[Tensor, "batch query dim"]) -> GridAnswer:
         """The conditioned levels and the way up, once a query."""
         batch, n_queries = query.shape[:2]
         pooled, tokens, valid = split_query(query, self.pooled_dim, self.token_dim)
-        if self.hears:
-            maps = self.maps(state, tokens.flatten(0, 1), valid.flatten(0, 1)).unflatten(
-                0, (batch, n_queries)
-            )
-        else:
-            maps = state["maps"][:, None].expand(-1, n_queries, -1, -1, -1)
         weight = torch.sigmoid(self.gate(pooled)) * self.scale
-        logits = torch.einsum("bqj,bqjrt->bqrt", weight.to(maps), maps).float() + self.bias
-        logits = logits[..., : state["energy"].shape[-1]]
+        if self.hears:
+            x = self.refined(state, tokens.flatten(0, 1), valid.flatten(0, 1))
+            logits = self._up(0).weigh(x, weight.flatten(0, 1)).unflatten(0, (batch, n_queries))
+        else:
+            logits = torch.einsum("bqj,bjrt->bqrt", weight.to(state["maps"]), state["maps"])
+        logits = (logits.float() + self.bias)[..., : state["energy"].shape[-1]]
         return GridAnswer(logits, self.presence(state["energy"], logits.detach()))
 
     def presence(
