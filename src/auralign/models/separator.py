@@ -15,6 +15,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from auralign.errors import ModelUnavailableError, UsageError
+from auralign.models.bimodal import BimodalTexts
 from auralign.models.bisep_small import SmallBiSep
 from auralign.models.blind import BlindSeparator
 from auralign.models.conditional_unet import ConditionalUNet
@@ -87,9 +88,11 @@ class SeparatorModel(nn.Module):
         self.backbones: QueryBackbones = open_backbones(encoder)
         if self._probe:
             self.backbones.require_same(self._probe, where=encoder)
-        self.heads = self._query_side()
         if isinstance(self.backbones, Backbones):
             self.net.share(self.backbones)
+        if isinstance(self.net, BlindSeparator) and isinstance(self.backbones, BimodalTexts):
+            self.net.share_encoder(self.backbones.bimodal)  # before the query side asks for its length
+        self.heads = self._query_side()
 
     def _query_side(self) -> QueryHeads | TokenHeads:
         """Learned heads into a query space, or words as they are where the network reads words."""
