@@ -130,6 +130,14 @@ def test_a_text_without_tokens_is_finite_and_so_is_its_gradient(layer):
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+def test_where_no_token_is_valid_all_are_attended_to():
+    torch.manual_seed(0)
+    attention = Attention(WIDTH, TOKEN_DIM, HEADS)
+    x, tokens = seeded(2, 7, WIDTH), seeded(2, 5, TOKEN_DIM, seed=1)
+    silent = attention(x, tokens, torch.zeros(2, 5, dtype=torch.bool))
+    torch.testing.assert_close(silent, attention(x, tokens))
+
+
 def test_under_bfloat16_the_answer_stays_near():
     net = make("sca")
     x, tokens = seeded(2, WIDTH, 3, 4), seeded(2, 5, TOKEN_DIM, seed=1)
