@@ -193,6 +193,7 @@ def test_levels_spread_around_equal_power_within_bounds(soundbox: Path, tmp_path
     assert 3.9 < np.abs(found["wide"]).max() < 4.01
     for spec in read_list(tmp_path / "far" / "recipes" / "train-2.jsonl"):
         mixture = renderer.render(spec)
+        assert max(np.abs(one).max() for one in (mixture.target, mixture.interferer, mixture.mixture)) < 0.991
         parts = [float(np.square(one).sum()) for one in (mixture.target, mixture.interferer)]
         assert 10 * np.log10(min(parts) / float(np.square(mixture.mixture).sum())) >= -25.0
 

@@ -50,7 +50,7 @@ CLOSING = re.compile(
 _PAIRS = (
     "on and off|off and on|back and forth|up and down|over and over|again and again|more and more|in and out|"
     "black and white|loud and clear|left and right|to and fro|stone and metal|pots and pans|stop and go|"
-    "plates and glasses|"
+    "plates and glasses|food and oil|"
     "dishes and silverware|bread and butter|rise and fall|near and far|louder and louder|closer and closer"
 )
 _PAIR = re.compile(rf"\b(?:{_PAIRS})\b", re.I)
@@ -67,6 +67,12 @@ _OVER_GROUND = re.compile(
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
+
+_WITH_PEOPLE = re.compile(
+    r"\b(?:talk|speak|communicat|convers|chat|interact|argu)\w* with (?:(?:a|an|the|another|some|other|his|her) )*"
+    r"(?:man|men|woman|women|boys?|girls?|child|children|people|persons?|crowd|dog|baby|group)\b",
+    re.I,
+)
 
 _PEOPLE = _words(
     """
@@ -107,7 +113,7 @@ _LOWER_NOUNS = {
 }
 _AFTER_A_VERB = _words(
     """
-    a again against along an around at away back by down fast for from in into loudly near off on out past
+    onto a again against along an around at away back by down fast for from in into loudly near off on out past
     quietly slowly softly the through to together up
     """
 )
@@ -132,7 +138,7 @@ def guarded(text: str, cut: re.Match[str]) -> bool:
     """
     return any(
         whole.start() < cut.end() and cut.start() < whole.end()
-        for expression in (_PAIR, _ODD_AS, _OVER_GROUND)
+        for expression in (_PAIR, _ODD_AS, _OVER_GROUND, _WITH_PEOPLE)
         for whole in expression.finditer(text)
     )
 
@@ -146,9 +152,11 @@ def names_a_sound(fragment: str) -> bool:
     tokens = [token.casefold() for token in re.findall(r"[^\s,;.]+", fragment)]
     if not any(character.isalpha() for character in fragment) or _PRONOUN.match(fragment):
         return False
+    if CLOSING.fullmatch(f" {fragment}"):
+        return False
     if all(token in _EMPTY or token.endswith("ly") for token in tokens):
         return False
-    return len(tokens) > 1 or not (tokens[0].endswith(("ed", "er")) and tokens[0] in _EMPTY)
+    return len(tokens) > 1 or not tokens[0].endswith("ed")
 
 
 def belongs_together(before: str, link: str, after: str) -> bool:
