@@ -131,7 +131,7 @@ def test_at_ratio_one_every_form_has_the_gradient_of_the_expected_reward(mars_co
         parts, state, out, decision = a_batch(cfg, leaf=True)
         roll = roll_out(cfg, parts, state.model, decision, (0, 0))
         assert roll.advantage.value.abs().max() > 0.01
-        loss, _ = policy_loss(cfg, roll, decision.proposal)
+        loss, _ = policy_loss(cfg.policy, roll, decision.proposal)
         (found,) = torch.autograd.grad(loss, out.logits)
         expected = independent_gradient(cfg, decision, roll, out.logits)
         assert float((found - expected).norm() / expected.norm()) < 1e-4, ratio
@@ -143,7 +143,7 @@ def test_the_loss_is_minus_the_objective_with_its_regularisers(mars_config):
     parts, state, _, decision = a_batch(cfg, leaf=True)
     roll = roll_out(cfg, parts, state.model, decision, (0, 0))
     fixed = decision.proposal.detach() * 0.5
-    loss, numbers = policy_loss(cfg, roll, decision.proposal, fixed)
+    loss, numbers = policy_loss(cfg.policy, roll, decision.proposal, fixed)
     how = cfg.policy.explore
     policy, reference = (how.policy(p, decision.energy) for p in (decision.proposal, fixed))
     share = how.weight(decision.energy)
@@ -160,7 +160,7 @@ def test_only_the_asked_audible_sources_logits_get_a_gradient_from_the_reward(ma
     cfg = mars_config(policy={"coefficients": NOTHING, "asked": 1})
     parts, state, out, decision = a_batch(cfg, leaf=True)
     roll = roll_out(cfg, parts, state.model, decision, (0, 0))
-    policy_loss(cfg, roll, decision.proposal)[0].backward()
+    policy_loss(cfg.policy, roll, decision.proposal)[0].backward()
     touched = out.logits.grad.abs().sum((2, 3)) > 0
     assert touched[:, 0].all()
     assert not touched[:, 1:].any()
@@ -234,7 +234,9 @@ def test_members_without_a_reward_leave_their_group_and_the_gradient(mars_config
     assert roll.advantage.kept.logical_not().nonzero().tolist() == [[0, 1]]
     items, group = roll.advantage.kept.shape
     assert roll.numbers["unscored_share"] == pytest.approx(1 / (items * group))
-    (one,) = torch.autograd.grad(policy_loss(cfg, roll, decision.proposal)[0], out.logits, retain_graph=True)
+    (one,) = torch.autograd.grad(
+        policy_loss(cfg.policy, roll, decision.proposal)[0], out.logits, retain_graph=True
+    )
     mean = independent_gradient(cfg, decision, roll, out.logits)
     assert float((one - mean).norm() / mean.norm()) < 1e-4, "a mean over those that stay"
     action = roll.drawn.action.clone()
@@ -242,7 +244,7 @@ def test_members_without_a_reward_leave_their_group_and_the_gradient(mars_config
     moved = dataclasses.replace(roll, drawn=dataclasses.replace(roll.drawn, action=action))
     with torch.no_grad():
         moved = dataclasses.replace(moved, old_log_prob=moved.drawn.old_log_prob())
-    (other,) = torch.autograd.grad(policy_loss(cfg, moved, decision.proposal)[0], out.logits)
+    (other,) = torch.autograd.grad(policy_loss(cfg.policy, moved, decision.proposal)[0], out.logits)
     torch.testing.assert_close(other, one)
 
 
@@ -472,7 +474,7 @@ def test_impossible_configurations_name_the_value(policy, explore, changes, mess
 
 
 def test_a_group_of_two_independent_masks_can_be_compared(mars_config):
-    assert mars_config(policy={"group": 2}, explore={"pairing": "independent"}).drawn_together == 1
+    assert mars_config(policy={"group": 2}, explore={"pairing": "independent"}).policy.drawn_together == 1
     assert mars_config(policy={"group": 1, "gradient": "pathwise"}), "gradients need nothing to compare with"
 
 

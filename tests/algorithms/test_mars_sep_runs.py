@@ -106,7 +106,7 @@ def follow(cfg, parts, model, first, steps: int) -> float:
         decision = dataclasses.replace(first, proposal=logits.sigmoid())
         roll = roll_out(cfg, parts, model, decision, (step, 0))
         optimiser.zero_grad()
-        policy_loss(cfg, roll, decision.proposal)[0].backward()
+        policy_loss(cfg.policy, roll, decision.proposal)[0].backward()
         optimiser.step()
     with torch.no_grad():
         heard = first.hear(model, logits.sigmoid()[:, None])

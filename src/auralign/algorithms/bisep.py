@@ -48,9 +48,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from auralign.algorithms.bisep_data import PairConfig, PairMixer, Pairs, Texts
-from auralign.algorithms.bisep_loss import consistent_reconstruction, contrastive, reconstruction_of_mixtures
+from auralign.algorithms.bisep_loss import contrastive
+from auralign.algorithms.bisep_measure import mask_measure, published_measure
 from auralign.algorithms.bisep_watch import Watcher, load_watcher
-from auralign.algorithms.separator_pass import SeparatorPass, separator_pass
+from auralign.algorithms.separator_pass import SeparatorPass, hear, separator_pass
 from auralign.algorithms.training import (
     Averager,
     BatchNormMean,
@@ -81,6 +82,8 @@ class LossConfig:
     """CNT."""
     reconstruction: float = 5.0
     """CRL and URL."""
+    form: Literal["l1", "db"] = "db"
+    """Of the reconstruction: weighted L1 of magnitudes (published), or the masks' error in dB and cross-entropy."""
     presence: float = 0.1
     """Cross-entropy of the presence score (not in the paper)."""
     pooled: bool = True
@@ -202,17 +205,17 @@ def loss_terms(
     asked.append(batch.absent[:, None])
     query = texts.vectors[torch.cat(asked, dim=1).cpu()].to(whole.device).float()
     out = separator_pass(model, whole, query, bfloat16=cfg.precision == "bfloat16")
-    masks = model.net.to_bins(torch.sigmoid(out.logits))
-    magnitude = out.spec.abs()
-    target = model.spectrogram(batch.mixtures)[..., : out.spec.shape[-1]].abs()
+    masks = torch.sigmoid(out.logits)
+    measure = published_measure if cfg.loss.form == "l1" else mask_measure
+    reconstruct = measure(model, out, batch.mixtures)
     terms = {
-        "url": reconstruction_of_mixtures(masks[:, :2], magnitude, target).sum(dim=1).mean(),
+        "url": reconstruct(out.logits[:, :2], masks[:, :2]).sum(dim=1).mean(),
         "presence": _presence(out, batch, phrased=teacher is not None),
     }
     if teacher is not None:
         named = masks[:, 2:-1].unflatten(1, batch.phrases.shape[1:])
-        each = consistent_reconstruction(named, batch.share, magnitude, target)
-        terms["crl"] = (each * batch.weak).sum(dim=1).mean()
+        together = torch.einsum("bnk,bnkrt->bnrt", batch.share, named)
+        terms["crl"] = (reconstruct(None, together) * batch.weak).sum(dim=1).mean()
         terms["cnt"] = _contrast(cfg, model, named, out, batch, texts, teacher)
     weights = {"url": cfg.loss.reconstruction, "crl": cfg.loss.reconstruction}
     weights |= {"cnt": cfg.loss.contrast, "presence": cfg.loss.presence}
@@ -237,7 +240,7 @@ def _presence(out: SeparatorPass, batch: Pairs, *, phrased: bool) -> Float[Tenso
 def _contrast(
     cfg: Config,
     model: SeparatorModel,
-    masks: Float[Tensor, "batch mix phrase bin frame"],
+    masks: Float[Tensor, "batch mix phrase row frame"],
     out: SeparatorPass,
     batch: Pairs,
     texts: Texts,
@@ -248,9 +251,7 @@ def _contrast(
     item, mix, place = counts.nonzero(as_tuple=True)
     if len(item) == 0:
         return masks.new_zeros(())
-    spec = F.pad(masks[item, mix, place] * out.spec[item], (0, 1))
-    window = torch.hann_window(model.n_fft, device=spec.device)
-    heard = torch.istft(spec, model.n_fft, model.hop, window=window, length=batch.mixtures.shape[-1])
+    heard = hear(model, masks[item, mix, place][:, None], out.spec[item], batch.mixtures.shape[-1])[:, 0]
     audio = teacher.encoder.audio(heard)
     number = batch.phrases[item, mix, place]
     words = teacher.texts[number]

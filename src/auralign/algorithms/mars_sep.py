@@ -35,7 +35,6 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -44,6 +43,7 @@ from torch import Tensor
 from auralign.algorithms.batches import draw, query_vectors
 from auralign.algorithms.mars_sep_config import Config, PolicyConfig
 from auralign.algorithms.mars_sep_parts import Parts, reference_proposal, set_up
+from auralign.algorithms.mask_policy import RollOut, draw_and_compare, policy_loss
 from auralign.algorithms.pathwise import pathwise_loss
 from auralign.algorithms.scenes import Decision, Items, first_decision, residual_decision
 from auralign.algorithms.separator_pass import (
@@ -62,10 +62,7 @@ from auralign.algorithms.watching import Watcher, mean_mask
 from auralign.errors import AuralignError
 from auralign.models.separator import SeparatorModel
 from auralign.policy.beta_mask import kappa_at
-from auralign.policy.exploration import Draw
 from auralign.rewards.guard import Guard, Reading, Verdict
-from auralign.rl.advantage import Advantage, ema_baseline, group_relative, leave_one_out, published
-from auralign.rl.surrogate import clipped_surrogate, log_ratio, objective
 from auralign.runtime.checkpoint import load_checkpoint
 from auralign.runtime.distributed import World, world
 from auralign.runtime.run import Run
@@ -78,86 +75,22 @@ __all__ = ["Config", "PolicyConfig", "policy_loss", "roll_out", "train", "update
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RollOut:
-    """What one snapshot of the policy did on a micro-batch, and what it was worth."""
-
-    drawn: Draw
-    old_log_prob: Float[Tensor, "item group *coordinates"]
-    advantage: Advantage
-    numbers: dict[str, float]
-
-
 def roll_out(
     cfg: Config, parts: Parts, model: SeparatorModel, decision: Decision, seed: tuple[int, int]
 ) -> RollOut:
-    """Draw masks around the frozen proposal, listen to them, compare their rewards; no gradient.
-
-    MARS-Sep Eq. (2) and (5).
-    """
-    p, (step, micro) = cfg.policy, seed
+    """Draw masks around the frozen proposal, listen to them, compare their rewards; no gradient."""
+    step, micro = seed
     assert parts.rewards is not None
-    generator = torch.Generator(decision.energy.device).manual_seed(derive(cfg.seed, "mask", step, micro))
-    kappa = kappa_at(step, cfg.steps, knots=p.kappa)
-    with torch.no_grad():
-        drawn = p.explore.draw(decision.proposal, decision.energy, generator, p.group, kappa)
-        scored = parts.rewards.learn(parts.scene(decision, decision.hear(model, drawn.mask)))
-        old = drawn.log_prob(drawn.old) if p.ratio == "per_bin" else drawn.old_log_prob()
-    reward = scored.total
-    if p.advantage == "leave_one_out":
-        advantage = leave_one_out(reward, drawn_together=cfg.drawn_together)
-    elif p.advantage == "group":
-        advantage = group_relative(reward)
-    else:
-        parts.baseline.value = ema_baseline(parts.baseline.value, reward)
-        advantage = published(reward, parts.baseline.value)
-    numbers = {f"reward/{name}": mean for name, mean in scored.means().items()} | {
-        "reward/total": float(reward.nanmean()),
-        "reward/spread": _spread(reward),
-        "unscored_share": float((~advantage.kept).float().mean()),
-        "degenerate_share": advantage.degenerate_share,
-        "kappa": kappa,
-    }
-    return RollOut(drawn, old, advantage, numbers)
-
-
-def policy_loss(
-    cfg: Config, roll: RollOut, proposal: Tensor, reference: Tensor | None = None
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """MARS-Sep Eq. (4), negative and scaled by the number of coordinates, with the numbers to watch.
-
-    Args:
-        cfg: Ratio, clip range and coefficients.
-        roll: Masks that a snapshot of the policy drew, and their advantages.
-        proposal: P of the policy that learns, ``item row frame``, with its graph.
-        reference: P of a fixed separator, to stay close to.
-    """
-    p, fixed = cfg.policy, None
-    if reference is not None:
-        fixed = p.explore.policy(reference, roll.drawn.energy, roll.drawn.old.kappa)
-    terms = roll.drawn.terms(proposal, reference=fixed)
-    bins = roll.drawn.coordinates
-    new = roll.drawn.log_prob(roll.drawn.policy(proposal)) if p.ratio == "per_bin" else terms.log_prob
-    ratio = log_ratio(new, roll.old_log_prob, form=p.ratio, bins=bins)
-    weight = roll.drawn.weight if p.ratio == "per_bin" else None
-    surrogate = clipped_surrogate(
-        ratio, roll.advantage.value, clip=p.clip, kept=roll.advantage.kept, weight=weight
+    return draw_and_compare(
+        cfg.policy,
+        parts.rewards,
+        parts.baseline,
+        decision.proposal,
+        decision.energy,
+        lambda mask: parts.scene(decision, decision.hear(model, mask)),
+        torch.Generator(decision.energy.device).manual_seed(derive(cfg.seed, "mask", step, micro)),
+        kappa_at(step, cfg.steps, knots=cfg.policy.kappa),
     )
-    total = objective(
-        surrogate.objective * (1 if p.ratio == "joint" else bins),
-        entropy=terms.entropy,
-        kl_old=terms.kl[0],
-        kl_reference=terms.kl[1] if fixed is not None else None,
-        coefficients=p.coefficients,
-    )
-    numbers = {
-        "ratio": float(surrogate.ratio_mean),
-        "clip_share": float(surrogate.clip_share),
-        "approx_kl": float(surrogate.approx_kl),
-        "entropy": float(terms.entropy.detach().mean()),
-        "kl_old": float(terms.kl[0].detach().mean()),
-    }
-    return -total, numbers
 
 
 def update(cfg: Config, parts: Parts, state: TrainState, here: World) -> dict[str, float]:
@@ -229,18 +162,12 @@ def _loss(
             if micro not in rolls:
                 rolls[micro] = roll_out(cfg, parts, model, decision, seed)
             loss, more = policy_loss(
-                cfg, rolls[micro], decision.proposal, reference_proposal(cfg, parts, decision)
+                p, rolls[micro], decision.proposal, reference_proposal(cfg, parts, decision)
             )
             more |= rolls[micro].numbers
         total = total + p.weight * loss
         numbers |= more
     return total, numbers | {"loss": float(total.detach())}
-
-
-def _spread(reward: Float[Tensor, "item group"]) -> float:
-    """Mean standard deviation of rewards within a group."""
-    centred = reward - reward.nanmean(dim=1, keepdim=True)
-    return float(centred.square().nanmean(dim=1).sqrt().nanmean())
 
 
 def train(cfg: Config, run: Run) -> None:

@@ -43,6 +43,25 @@ class PolicyConfig:
     inner_epochs: int = 1
     """Updates for each draw; with one the ratio is exactly 1."""
 
+    @property
+    def drawn_together(self) -> int:
+        """Masks of a group that share noise."""
+        return 2 if self.explore.pairing == "antithetic" else 1
+
+    def check(self) -> None:
+        """Masks that are compared need others to be compared with, and mirrored ones come in pairs."""
+        alone = {"leave_one_out": self.drawn_together, "group": 1, "published": 0}[self.advantage]
+        if self.group <= alone:
+            raise ValueError(
+                f"a group of {self.group} has no other member to compare with; take more, "
+                "or the advantage `published`"
+            )
+        if self.group % self.drawn_together:
+            raise ValueError(
+                f"a group of {self.group} is not made of mirrored pairs; take an even one, "
+                "or policy.explore.pairing `independent`"
+            )
+
 
 @dataclass(frozen=True)
 class Config:
@@ -108,28 +127,9 @@ class Config:
         if self.mix.samples < 4096 or self.mix.samples % 4096:
             raise ValueError(f"mix.samples is {self.mix.samples}; take a multiple of 4096")
         if self.policy.gradient == "score":
-            self._check_group(self.policy.group, self.policy.advantage)
-
-    def _check_group(self, group: int, advantage: str) -> None:
-        """Masks that are compared need others to be compared with, and mirrored ones come in pairs."""
-        alone = {"leave_one_out": self.drawn_together, "group": 1, "published": 0}[advantage]
-        if group <= alone:
-            raise ValueError(
-                f"a group of {group} has no other member to compare with; take more, "
-                "or the advantage `published`"
-            )
-        if group % self.drawn_together:
-            raise ValueError(
-                f"a group of {group} is not made of mirrored pairs; take an even one, "
-                "or policy.explore.pairing `independent`"
-            )
+            self.policy.check()
 
     @property
     def bfloat16(self) -> bool:
         """Whether the network runs in half precision."""
         return self.precision == "bfloat16"
-
-    @property
-    def drawn_together(self) -> int:
-        """Masks of a group that share noise."""
-        return 2 if self.policy.explore.pairing == "antithetic" else 1

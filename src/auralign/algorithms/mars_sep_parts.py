@@ -20,24 +20,10 @@ from auralign.models.separator import SeparatorModel
 from auralign.rewards.base import Scene
 from auralign.rewards.compose import Composite
 from auralign.rewards.load import compose
+from auralign.rl.advantage import Baseline
 from auralign.runtime import weights
 from auralign.runtime.device import training_device
 from auralign.runtime.distributed import World
-
-
-class Baseline:
-    """The paper's moving baseline: part of the run's state although the batch scaling cancels it."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From the checkpoint."""
-        self.value = state["value"]
 
 
 @dataclass

@@ -21,7 +21,7 @@ import soundfile
 import torch
 
 from auralign.algorithms import mars_sep, omnisep
-from auralign.algorithms.mars_sep_parts import Baseline, Parts
+from auralign.algorithms.mars_sep_parts import Parts
 from auralign.algorithms.query_banks import QueryBanks
 from auralign.algorithms.training import Averager, Corpus, TrainState, decay_groups, load_corpus
 from auralign.data.mixer import MixConfig
@@ -30,6 +30,7 @@ from auralign.models.reward_encoder import RewardEncoder
 from auralign.models.separator import SeparatorModel
 from auralign.rewards.load import compose
 from auralign.rewards.semantic import SemanticReward
+from auralign.rl.advantage import Baseline
 from auralign.runtime import weights
 from auralign.runtime.distributed import World
 

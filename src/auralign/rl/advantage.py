@@ -7,7 +7,7 @@ means "cannot be scored": that member leaves its group, its advantage is 0 and `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -79,6 +79,21 @@ def batch_standardised(
     mean, std = _moments(filled.reshape(1, -1), kept.reshape(1, -1), dim=1)
     flat = _is_degenerate(kept.reshape(1, -1), std, least_std)
     return _advantage(torch.where(flat, 0.0, (filled - mean) / (std + eps)), kept, flat)
+
+
+class Baseline:
+    """The paper's moving baseline: part of the run's state although the batch scaling cancels it."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.value = state["value"]
 
 
 def ema_baseline(
