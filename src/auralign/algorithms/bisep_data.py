@@ -38,6 +38,8 @@ class PairConfig:
     """Longer phrase lists are subsampled."""
     repeat: bool = False
     """Pad short phrase lists by repetition, as published, instead of masking."""
+    absent_phrase: bool = True
+    """Whether the text that is not there is a phrase; otherwise a caption."""
     single_draw: float = 0.5
     """Semi-supervised: chance that a recording is a single sound."""
 
@@ -121,15 +123,6 @@ class PairMixer:
     ) -> None:
         self.cfg, self.texts = cfg, texts
         self._mixtures, self._singles = mixtures, singles
-        self._phrases = sorted(
-            {
-                texts.number[p]
-                for part in (mixtures, singles)
-                if part
-                for n in range(len(part))
-                for p in part.phrases(n)
-            }
-        )
 
     def batch(self, rng: np.random.Generator, size: int) -> Pairs:
         """One batch; ``rng`` decides everything."""
@@ -188,10 +181,19 @@ class PairMixer:
         return numbers, share
 
     def _absent(self, rng: np.random.Generator, heard: Sequence[str]) -> int:
-        """A phrase that is close to none of those that are heard."""
+        """A text of a recording none of whose phrases is close to those that are heard.
+
+        A phrase where phrases are asked for, else a caption: it must not be told from the others by its length.
+        """
         here = self.texts.unit[[self.texts.number[p] for p in heard]]
+        parts = [part for part in (self._mixtures, self._singles) if part is not None]
+        number = 0
         for _ in range(_TRIES):
-            number = self._phrases[int(rng.integers(len(self._phrases)))]
-            if not bool(((here @ self.texts.unit[number]) >= self.cfg.same).any()):
+            part = parts[int(rng.integers(len(parts)))]
+            index = int(rng.integers(len(part)))
+            phrases = [self.texts.number[p] for p in part.phrases(index)]
+            caption = self.texts.number[part.clips[index].captions[0]]
+            number = phrases[int(rng.integers(len(phrases)))] if self.cfg.absent_phrase else caption
+            if not bool(((here @ self.texts.unit[phrases].t()) >= self.cfg.same).any()):
                 break
         return number

@@ -68,38 +68,43 @@ def consistent_reconstruction(
 
 def contrastive(
     audio: Float[Tensor, "row dim"],
-    text: Float[Tensor, "row dim"],
+    text: Float[Tensor, "column dim"],
     scale: float,
-    number: Int[Tensor, "row"],
+    number: Int[Tensor, "column"],
     *,
     multi_positive: bool = True,
     symmetric: bool = True,
-    close: Bool[Tensor, "row row"] | None = None,
+    close: Bool[Tensor, "row column"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""CNT: cross-entropy of :math:`s A T^\top` with each estimate's own phrase.
 
-    As published the label is the diagonal, even where two rows hold the same words, and only estimates choose among
-    texts. With ``multi_positive`` rows with the same words are all positives.
+    As published the label is the diagonal, even where two columns hold the same words, and only estimates choose among
+    texts. With ``multi_positive`` columns with the same words are all positives.
 
     Args:
         audio: Unit vectors of the estimates.
-        text: Unit vectors of their phrases.
+        text: Unit vectors of their phrases, and after them of phrases whose estimate is not heard.
         scale: s, constant.
-        number: Which words a row has; equal numbers, equal words.
-        multi_positive: Targets uniform over rows with the same words.
-        symmetric: Also texts choose among estimates; the mean of both directions.
+        number: Which words a column has; equal numbers, equal words.
+        multi_positive: Targets uniform over columns with the same words.
+        symmetric: Also the estimates' own texts choose among them; the mean of both directions.
         close: Pairs whose words say nearly the same: no negatives.
     """
-    if len(audio) == 0:
+    rows = len(audio)
+    if rows == 0:
         return audio.sum()
-    same = number[:, None] == number[None, :] if multi_positive else torch.eye(len(number), dtype=torch.bool)
-    same = same.to(audio.device)
-    target = same.to(audio) / same.sum(dim=1, keepdim=True)
+    same = torch.eye(rows, len(text), dtype=torch.bool, device=audio.device)
+    if multi_positive:
+        same = number[:rows, None] == number[None, :]
     logits = scale * audio @ text.t()
     if close is not None:
         logits = logits.masked_fill(close & ~same, -1e4)
-    loss = F.cross_entropy(logits, target)
-    return (loss + F.cross_entropy(logits.t(), target)) / 2 if symmetric else loss
+    loss = F.cross_entropy(logits, same.to(audio) / same.sum(dim=1, keepdim=True))
+    if not symmetric:
+        return loss
+    own = same[:, :rows].t()
+    back = F.cross_entropy(logits[:, :rows].t(), own.to(audio) / own.sum(dim=1, keepdim=True))
+    return (loss + back) / 2
 
 
 def repeat_phrases(

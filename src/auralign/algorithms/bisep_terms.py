@@ -1,0 +1,125 @@
+"""The terms of BiSep's loss on one batch: one pass for all captions and phrases, one hearing for all estimates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from auralign.algorithms.bisep_config import Config
+from auralign.algorithms.bisep_data import Pairs, Texts
+from auralign.algorithms.bisep_loss import contrastive
+from auralign.algorithms.bisep_measure import mask_measure, published_measure
+from auralign.algorithms.separator_pass import SeparatorPass, hear, separator_pass
+from auralign.models.bimodal import BimodalEncoder
+from auralign.models.separator import SeparatorModel
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The frozen encoder and its vectors of all texts."""
+
+    encoder: BimodalEncoder
+    texts: Float[Tensor, "text dim"]
+
+
+def loss_terms(
+    cfg: Config,
+    model: SeparatorModel,
+    batch: Pairs,
+    texts: Texts,
+    teacher: Teacher | None,
+    chance: torch.Generator,
+) -> dict[str, Tensor]:
+    """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``."""
+    whole = batch.mixtures.sum(dim=1)
+    asked = [batch.captions]
+    if teacher is not None:
+        asked.append(batch.phrases.flatten(1))
+    asked.append(batch.absent[:, None])
+    query = texts.vectors[torch.cat(asked, dim=1).cpu()].to(whole.device).float()
+    out = separator_pass(model, whole, query, bfloat16=cfg.precision == "bfloat16")
+    masks = torch.sigmoid(out.logits)
+    measure = published_measure if cfg.loss.form == "l1" else mask_measure
+    reconstruct = measure(model, out, batch.mixtures)
+    terms = {
+        "url": reconstruct(out.logits[:, :2], masks[:, :2]).sum(dim=1).mean(),
+        "presence": _presence(out, batch, phrased=teacher is not None),
+    }
+    if teacher is not None:
+        named = masks[:, 2:-1].unflatten(1, batch.phrases.shape[1:])
+        together = torch.einsum("bnk,bnkrt->bnrt", batch.share, named)
+        terms["crl"] = (reconstruct(None, together) * batch.weak).sum(dim=1).mean()
+        terms["cnt"] = _contrast(cfg, model, named, out, batch, texts, teacher, chance)
+    weights = {"url": cfg.loss.reconstruction, "crl": cfg.loss.reconstruction}
+    weights |= {"cnt": cfg.loss.contrast, "presence": cfg.loss.presence}
+    total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+    return {**terms, "loss": total}
+
+
+def _presence(out: SeparatorPass, batch: Pairs, *, phrased: bool) -> Float[Tensor, ""]:
+    """Captions and phrases are there, the last query is not; padding does not count."""
+    there = [torch.ones_like(batch.weak)]
+    if phrased:
+        there.append((batch.share > 0).float().flatten(1))
+    counts = torch.cat([*there, torch.ones_like(batch.weak[:, :1])], dim=1)
+    target = torch.ones_like(counts)
+    target[:, -1] = 0
+    return (
+        F.binary_cross_entropy_with_logits(out.presence, target, weight=counts, reduction="sum")
+        / counts.sum()
+    )
+
+
+def _contrast(
+    cfg: Config,
+    model: SeparatorModel,
+    masks: Float[Tensor, "batch mix phrase row frame"],
+    out: SeparatorPass,
+    batch: Pairs,
+    texts: Texts,
+    teacher: Teacher,
+    chance: torch.Generator,
+) -> Float[Tensor, ""]:
+    """CNT over all phrases of mixtures; the sum over both mixtures as published."""
+    counts = (batch.share > 0) & (batch.weak > 0)[..., None]
+    item, mix, place = counts.nonzero(as_tuple=True)
+    if len(item) == 0:
+        return masks.new_zeros(())
+    number = batch.phrases[item, mix, place]
+    heard = chosen_rows(len(item), cfg.loss.rows, chance).to(item.device)
+    pieces = masks[item[heard], mix[heard], place[heard]][:, None]
+    wave = hear(model, pieces, out.spec[item[heard]], batch.mixtures.shape[-1])[:, 0]
+    audio = teacher.encoder.audio(wave)
+    total = masks.new_zeros(())
+    for n in (None,) if cfg.loss.pooled else (0, 1):
+        mine = (
+            torch.arange(len(heard), device=item.device) if n is None else (mix[heard] == n).nonzero()[:, 0]
+        )
+        bank = torch.arange(len(item), device=item.device) if n is None else (mix == n).nonzero()[:, 0]
+        rest = bank[~torch.isin(bank, heard[mine])]
+        rows = torch.cat([heard[mine], rest])
+        close = None
+        if cfg.loss.spare_close:
+            unit = texts.unit[number[rows].cpu()]
+            close = ((unit[: len(mine)] @ unit.t()) >= cfg.pairs.same).to(audio.device)
+        total = total + contrastive(
+            audio[mine],
+            teacher.texts[number[rows]],
+            teacher.encoder.scale,
+            number[rows],
+            multi_positive=cfg.loss.multi_positive,
+            symmetric=cfg.loss.symmetric,
+            close=close,
+        )
+    return total * (2 if cfg.loss.pooled else 1)
+
+
+def chosen_rows(count: int, most: int, chance: torch.Generator) -> Int[Tensor, " row"]:
+    """Which of ``count`` estimates are heard, in order; all of them where ``most`` is 0."""
+    if most == 0 or count <= most:
+        return torch.arange(count)
+    return torch.randperm(count, generator=chance)[:most].sort().values
