@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from auralign.algorithms.bisep_config import Config
-from auralign.algorithms.bisep_data import Pairs, Texts
+from auralign.algorithms.bisep_config import LossConfig
+from auralign.algorithms.bisep_data import PairConfig, Pairs, Texts
 from auralign.algorithms.bisep_loss import contrastive
 from auralign.algorithms.bisep_measure import mask_measure, published_measure
 from auralign.algorithms.separator_pass import SeparatorPass, hear, separator_pass
 from auralign.models.bimodal import BimodalEncoder
 from auralign.models.separator import SeparatorModel
+
+
+@runtime_checkable
+class Forms(Protocol):
+    """What a configuration must say about the loss."""
+
+    @property
+    def loss(self) -> LossConfig:
+        """Weights and forms of the terms."""
+
+    @property
+    def pairs(self) -> PairConfig:
+        """How mixtures of mixtures are made."""
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the network."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +44,36 @@ class Teacher:
     texts: Float[Tensor, "text dim"]
 
 
+def ask(cfg: Forms, model: SeparatorModel, batch: Pairs, texts: Texts, *, phrased: bool) -> SeparatorPass:
+    """One pass for both captions, all phrases if they are asked for, and the text that is not there."""
+    whole = batch.mixtures.sum(dim=1)
+    asked = [batch.captions, *([batch.phrases.flatten(1)] if phrased else []), batch.absent[:, None]]
+    query = texts.vectors[torch.cat(asked, dim=1).cpu()].to(whole.device).float()
+    return separator_pass(model, whole, query, bfloat16=cfg.precision == "bfloat16")
+
+
 def loss_terms(
-    cfg: Config,
+    cfg: Forms,
     model: SeparatorModel,
     batch: Pairs,
     texts: Texts,
     teacher: Teacher | None,
     chance: torch.Generator,
+    out: SeparatorPass | None = None,
 ) -> dict[str, Tensor]:
-    """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``."""
-    whole = batch.mixtures.sum(dim=1)
-    asked = [batch.captions]
-    if teacher is not None:
-        asked.append(batch.phrases.flatten(1))
-    asked.append(batch.absent[:, None])
-    query = texts.vectors[torch.cat(asked, dim=1).cpu()].to(whole.device).float()
-    out = separator_pass(model, whole, query, bfloat16=cfg.precision == "bfloat16")
+    """All terms of one micro-batch, unweighted, and their weighted sum as ``loss``.
+
+    Args:
+        cfg: Weights and forms.
+        model: The separator.
+        batch: Mixtures of mixtures.
+        texts: What its numbers mean.
+        teacher: For phrases; without one only captions count.
+        chance: Draws which estimates are heard.
+        out: The pass of :func:`ask`, if it was made already.
+    """
+    if out is None:
+        out = ask(cfg, model, batch, texts, phrased=teacher is not None)
     masks = torch.sigmoid(out.logits)
     measure = published_measure if cfg.loss.form == "l1" else mask_measure
     reconstruct = measure(model, out, batch.mixtures)
@@ -75,7 +107,7 @@ def _presence(out: SeparatorPass, batch: Pairs, *, phrased: bool) -> Float[Tenso
 
 
 def _contrast(
-    cfg: Config,
+    cfg: Forms,
     model: SeparatorModel,
     masks: Float[Tensor, "batch mix phrase row frame"],
     out: SeparatorPass,

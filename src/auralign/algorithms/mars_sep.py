@@ -41,6 +41,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from auralign.algorithms.batches import draw, query_vectors
+from auralign.algorithms.guarded import export, go_back, reading, stops
 from auralign.algorithms.mars_sep_config import Config, PolicyConfig
 from auralign.algorithms.mars_sep_parts import Parts, reference_proposal, set_up
 from auralign.algorithms.mask_policy import RollOut, draw_and_compare, policy_loss
@@ -63,7 +64,6 @@ from auralign.errors import AuralignError
 from auralign.models.separator import SeparatorModel
 from auralign.policy.beta_mask import kappa_at
 from auralign.rewards.guard import Guard, Reading, Verdict
-from auralign.runtime.checkpoint import load_checkpoint
 from auralign.runtime.distributed import World, world
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
@@ -191,22 +191,22 @@ def train(cfg: Config, run: Run) -> None:
         with run.tracker(resumed_step=resumed) if here.is_first else nullcontext() as tracker:
             if fresh:
                 verdict = _look(cfg, parts, state, watcher, guard, tracker, run)
-            while state.step < cfg.steps and not stopping and not _stops(verdict):
+            while state.step < cfg.steps and not stopping and not stops(verdict):
                 began = time.monotonic()
                 values = update(cfg, parts, state, here)
                 values["seconds_per_step"] = time.monotonic() - began
                 stopping = bool(here.mean(torch.tensor(float(stop.requested))) > 0)  # all leave together
                 _record(cfg, state, tracker, values)
-                verdict = guard.observe(_reading(state.step, values))
+                verdict = guard.observe(reading(state.step, values))
                 if verdict is None and (state.step % cfg.validate_every == 0 or state.step == cfg.steps):
                     verdict = _look(cfg, parts, state, watcher, guard, tracker, run)
                 elif verdict is None and stopping and here.is_first:
                     state.save(run, None)
                 if verdict is not None:
                     here.barrier()
-                    _go_back(run, state, verdict, tracker)
+                    go_back(run, state, verdict, tracker)
     if verdict is not None and verdict.action == "stop":
-        _export(run, state, here)
+        export(run, state, here)
         raise AuralignError(
             "the guard stopped the run",
             where=str(run.path),
@@ -216,7 +216,7 @@ def train(cfg: Config, run: Run) -> None:
     if state.step < cfg.steps:
         log.warning("stopped by %s after step %d; `auralign resume` goes on", stop.signal_name, state.step)
         raise KeyboardInterrupt
-    _export(run, state, here)
+    export(run, state, here)
 
 
 def _look(
@@ -246,35 +246,6 @@ def _look(
             write_samples(state.average.model, parts.corpus, cfg.seed, tracker, state.step)
             state.save(run, scores["si_sdri"])
     return verdict
-
-
-def _reading(step: int, values: dict[str, float]) -> Reading:
-    """What the guard is told of a training step."""
-    return Reading(
-        step, loss=values["loss"], gradient_norm=values["gradient_norm"], mean_mask=values.get("mask")
-    )
-
-
-def _stops(verdict: Verdict | None) -> bool:
-    return verdict is not None and verdict.action == "stop"
-
-
-def _go_back(run: Run, state: TrainState, verdict: Verdict, tracker: Tracker | None) -> None:
-    """Return to the best weights; the step goes on, so that the same batches do not come again."""
-    log.warning("%s", verdict)
-    if tracker is not None:
-        tracker.log(state.step, {"guard/rollback": 1.0 if verdict.action == "rollback" else 0.0})
-    best = run.checkpoints.best()
-    if best is None:
-        raise AuralignError(
-            "the guard stopped the run before anything was saved", where=str(run.path), why=str(verdict)
-        )
-    state.load_weights(load_checkpoint(best).state)
-
-
-def _export(run: Run, state: TrainState, here: World) -> None:
-    if here.is_first:
-        state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
 
 
 def _record(cfg: Config, state: TrainState, tracker: Tracker | None, values: dict[str, float]) -> None:
