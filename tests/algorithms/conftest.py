@@ -6,6 +6,7 @@ import json
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from auralign.models.encoders import Backbones
+from auralign.models.text_tokens import WordsOnly, join_query
 
 RATE_HZ = 16_000
 KINDS = {
@@ -218,6 +220,160 @@ def mars_config(corpus_root: Path, mars_start: Path):
             "guard": GuardConfig(fall_db=1e6, fidelity_slack_db=1e6, all_pass=1.0, all_zero=0.0),
             "judge": False,
             "mix": MixConfig(samples=4096),
+            "batch": 2,
+            "warmup": 2,
+            "steps": 4,
+            "validate_every": 2,
+            "precision": "float32",
+        }
+        return Config(**{**tiny, **changes})
+
+    return make
+
+
+# separation learned from captioned recordings
+
+
+def write_captioned(root: Path) -> Path:
+    """Six single sounds, fifteen mixtures of two in training and three held-out ones, each with its phrases."""
+    rows = []
+
+    def add(split: str, number: int, labels: tuple[str, ...]) -> None:
+        audio = Path("audio") / split / f"{number}.flac"
+        (root / audio).parent.mkdir(parents=True, exist_ok=True)
+        wave = sum(tone(label, number, 12_000) for label in labels) / len(labels)
+        soundfile.write(root / audio, wave, RATE_HZ)
+        phrases = [f"a {label}" for label in labels]
+        rows.append(
+            {
+                "id": f"{split}-{number}",
+                "audio": audio.as_posix(),
+                "duration_s": len(wave) / RATE_HZ,
+                "sample_rate": RATE_HZ,
+                "channels": 1,
+                "captions": [" and ".join(phrases)],
+                "phrases": phrases,
+                "labels": list(labels),
+                "kind": "event",
+                "split": split,
+                "sha256": f"{split}-{number}",
+            }
+        )
+
+    names = sorted(KINDS)
+    for number, label in enumerate(names):
+        add("train-1", number, (label,))
+    pairs = [(a, b) for a in names for b in names if a < b]
+    for number, pair in enumerate(pairs):
+        add("train-2", number, pair)
+    for number, pair in enumerate(pairs[::6]):
+        add("val-2", 100 + number, pair)
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+class FakeWords(WordsOnly):
+    """A sentence vector and a row for each word, all drawn at random from the letters."""
+
+    spec = "tokens"
+    dims: ClassVar = {"text": 16 + 4 * 6}
+
+    def texts(self, texts):
+        self.refuse_empty(texts)
+        return torch.cat([join_query(letters(t, 16)[None], self.words(t)[None], 4) for t in texts])
+
+    @staticmethod
+    def words(text: str) -> torch.Tensor:
+        return torch.stack([letters(word, 6) for word in text.split()])
+
+
+def letters(text: str, dim: int) -> torch.Tensor:
+    """A unit vector that follows from the letters."""
+    draw = torch.randn(dim, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
+    return torch.nn.functional.normalize(draw, dim=0)
+
+
+TINY_BISEP = {
+    "levels": 4,
+    "width": 2,
+    "heads": 2,
+    "channels": 4,
+    "pooled_dim": 16,
+    "tokens": 4,
+    "token_dim": 6,
+}
+
+
+def use_tiny_bisep(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Fake words in every new separator, and one short pair to watch."""
+    from auralign.algorithms import bisep_set_up, bisep_watch
+    from auralign.models import separator
+
+    replace = setattr if monkeypatch is None else monkeypatch.setattr
+    replace(separator, "open_backbones", lambda _: FakeWords())
+    replace(bisep_watch, "_SAMPLES", 4096)
+    replace(bisep_watch, "_BATCH", 2)
+    load = bisep_watch.load_watcher
+
+    def of_one_pair(*given):
+        watcher = load(*given)
+        watcher.pairs = 2
+        return watcher
+
+    replace(bisep_set_up, "load_watcher", of_one_pair)
+
+
+@pytest.fixture
+def tiny_bisep(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_bisep(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def install_tiny_bisep():
+    return use_tiny_bisep
+
+
+@pytest.fixture(scope="session")
+def captioned_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The captioned corpus on disk."""
+    return write_captioned(tmp_path_factory.mktemp("captions"))
+
+
+@pytest.fixture
+def make_captioned():
+    return write_captioned
+
+
+@pytest.fixture
+def fake_words() -> FakeWords:
+    return FakeWords()
+
+
+@pytest.fixture(scope="session")
+def aligned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-audio encoder of the built-in kind."""
+    from auralign.models.reward_encoder import RewardEncoder
+
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("encoder") / "aligned"
+    RewardEncoder(dim=8, hidden=8, rank=4, pooling="mean").save(folder, {"name": "tiny"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bisep_config(captioned_root: Path, aligned_folder: Path):
+    """A toy configuration; ``pairs`` and ``loss`` change the nested ones."""
+    from auralign.algorithms.bisep_config import Config, LossConfig
+    from auralign.algorithms.bisep_data import PairConfig
+
+    def make(*, pairs=None, loss=None, **changes) -> Config:
+        tiny = {
+            "corpus": captioned_root,
+            "encoder": str(aligned_folder),
+            "network": "bisep",
+            "options": dict(TINY_BISEP),
+            "pairs": PairConfig(**{"samples": 4096, **(pairs or {})}),
+            "loss": LossConfig(**(loss or {})),
             "batch": 2,
             "warmup": 2,
             "steps": 4,

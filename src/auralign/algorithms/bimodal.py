@@ -198,14 +198,15 @@ def update(
 
 @torch.no_grad()
 def agreement(encoder: RewardEncoder, material: Material, same: float) -> float:
-    """How often a recording is closer to one of its own phrases than to one of another recording."""
+    """How often a recording is closer to one of its own phrases than to one of another recording; nan for one alone."""
     raw, text, own, counts = _batch(material, torch.arange(len(material.own)), same)
     similarity = encoder.embed(raw, "audio") @ encoder.embed(text, "text").t()
     shares = [
         float((row[mine][:, None] > row[other][None]).float().mean())
         for row, mine, other in zip(similarity, own, counts, strict=True)
+        if bool(other.any())  # somebody else's phrase to compare with
     ]
-    return float(np.mean(shares))
+    return float(np.mean(shares)) if shares else float("nan")
 
 
 def train(cfg: Config, run: Run) -> None:
@@ -231,10 +232,11 @@ def train(cfg: Config, run: Run) -> None:
             optimiser.load_state_dict(state["optimiser"])
             step = int(state["step"])
         with run.tracker(resumed_step=step or None) as tracker:
-            while step < cfg.steps and not stop.requested:
+            stopping = False
+            while step < cfg.steps and not stopping:
                 loss = update(cfg, encoder, average, optimiser, step, material)
-                step += 1
-                if step % cfg.validate_every == 0 or step == cfg.steps or stop.requested:
+                step, stopping = step + 1, stop.requested  # asked once: who leaves has written a checkpoint
+                if step % cfg.validate_every == 0 or step == cfg.steps or stopping:
                     score = agreement(average, watched, cfg.same)
                     tracker.log(step, {"train/loss": loss, "val/agreement": score})
                     log.info("step %d of %d: loss %.3f, agreement %.4f", step, cfg.steps, loss, score)

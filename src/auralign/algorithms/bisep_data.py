@@ -187,13 +187,17 @@ class PairMixer:
         """
         here = self.texts.unit[[self.texts.number[p] for p in heard]]
         parts = [part for part in (self._mixtures, self._singles) if part is not None]
-        number = 0
+        least, number = np.inf, 0
         for _ in range(_TRIES):
             part = parts[int(rng.integers(len(parts)))]
             index = int(rng.integers(len(part)))
             phrases = [self.texts.number[p] for p in part.phrases(index)]
             caption = self.texts.number[part.clips[index].captions[0]]
-            number = phrases[int(rng.integers(len(phrases)))] if self.cfg.absent_phrase else caption
-            if not bool(((here @ self.texts.unit[phrases].t()) >= self.cfg.same).any()):
-                break
+            text = phrases[int(rng.integers(len(phrases)))] if self.cfg.absent_phrase else caption
+            all_like = here @ self.texts.unit[phrases].t()
+            if not bool((all_like >= self.cfg.same).any()):
+                return text
+            like = (here @ self.texts.unit[text] if self.cfg.absent_phrase else all_like).max()
+            if float(like) < least:  # should every recording share something with what is heard
+                least, number = float(like), text
         return number

@@ -15,6 +15,7 @@ from auralign.algorithms.training import evaluation
 from auralign.data.captioned import CaptionedSounds, load_captioned
 from auralign.data.manifest import read_manifest
 from auralign.data.mixtures import MixtureRenderer, list_path, read_list
+from auralign.errors import DataError
 from auralign.metrics.sdr import si_sdr
 from auralign.models.separator import SeparatorModel
 from auralign.runtime.seed import derive
@@ -99,8 +100,18 @@ def improvements(model: SeparatorModel, known: KnownSources) -> Float[Tensor, " 
 
 
 def load_watcher(corpus: Path, held_out: Sequence[str], sounds: Path | None, seed: int) -> Watcher:
-    """The held-out recordings of a captioned corpus, and with a soundbox corpus its frozen validation list."""
+    """The held-out recordings of a captioned corpus, and with a soundbox corpus its frozen validation list.
+
+    Raises:
+        DataError: There are not two recordings to mix.
+    """
     recordings = load_captioned(corpus, held_out, samples=_SAMPLES)
+    if len(recordings) < 2:
+        raise DataError(
+            f"watching needs two recordings that are mixed; {' and '.join(held_out)} has {len(recordings)}",
+            where=str(corpus),
+            hint="name another split in held_out",
+        )
     return Watcher(recordings, None if sounds is None else known_sources(sounds, LIST), seed)
 
 

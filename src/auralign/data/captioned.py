@@ -40,7 +40,12 @@ class CaptionedSounds:
     def __init__(self, clips: Sequence[Clip], root: Path, *, samples: int, cache: Path | None = None) -> None:
         bare = [clip.id for clip in clips if not clip.captions]
         if bare:
-            raise DataError(f"the recording {bare[0]!r} has no caption", where=str(root))
+            raise DataError(
+                f"the recording {bare[0]!r} has no caption",
+                where=str(root),
+                why=f"so it is with {len(bare)} of {len(clips)}",
+                hint="write the field captions of each line of manifest.jsonl, or leave the line out",
+            )
         self.clips, self.samples = list(clips), samples
         self._bank = SoundBank(clips, root, cache=cache)
 
