@@ -171,23 +171,25 @@ class TwoTones(PairMixer):
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_run_hears_the_pairs_of_mixtures_that_a_bisep_run_hears(tiny, captions, apart):
+def test_a_run_hears_the_pairs_of_mixtures_that_a_bisep_run_hears(tiny, captions, space, apart):
     changes = {"accumulate": 2, "seed": 5, "pairs": PairConfig(samples=4096, apart=apart)}
     cfg = tiny(**changes)
     theirs = bisep.Config(
         corpus=captions,
-        supervision="unsupervised",
+        supervision="weak",
+        encoder=space,
         options={"widths": (8, 12, 16, 20), "blocks": (1, 1, 1, 1), "fine": 4, "hidden": 8},
         batch=2,
         precision="float32",
         **changes,
     )
     model = bisep.build(theirs)
-    heard = Remembering(bisep.prepare(theirs, model)[0])
+    mixer, teacher, _ = bisep.prepare(theirs, model)
+    heard = Remembering(mixer)
     state = TrainState(model, Averager(model, 0.9), torch.optim.AdamW(model.parameters()))
     mine, mine_state = Remembering(load_pairs(cfg)), _state(cfg)
     for _ in range(2):
-        bisep.update(theirs, heard, None, state, World())
+        bisep.update(theirs, heard, teacher, state, World())
         update(cfg, mine, mine_state, World())
     assert len(mine.drawn) == len(heard.drawn) == 4
     for one, other in zip(mine.drawn, heard.drawn, strict=True):
@@ -203,6 +205,7 @@ def test_the_loss_is_that_of_the_best_allowed_assignment(tiny, monkeypatch, assi
     generator = torch.Generator().manual_seed(0)
     mixtures = torch.randn(4, 2, 300, generator=generator)
     outputs = torch.randn(4, slots, 300, generator=generator) + mixtures[:, :1]
+    outputs[:2] = mixtures[:2, :1] / slots + 0.02 * outputs[:2]  # all outputs belong to the first mixture
     monkeypatch.setattr(mixit, "separate", lambda *_, **__: outputs)
     terms = loss_terms(cfg, build(cfg), mixtures)
     whole = mixtures.sum(dim=1)

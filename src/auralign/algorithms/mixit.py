@@ -21,8 +21,8 @@ assignment      outputs                                     A
 
 No text takes part in the separation; afterwards a text picks the output that a frozen encoder finds nearest
 (:mod:`auralign.models.blind`). So that a comparison with BiSep compares the losses and nothing else, the pairs of
-mixtures are those of :mod:`auralign.algorithms.bisep_data`: equal seeds, corpora and ``pairs`` give equal sounds in
-every step.
+mixtures are those of :mod:`auralign.algorithms.bisep_data`: equal seeds, corpora and ``pairs`` give the sounds of a
+weakly supervised BiSep run in every step.
 
 Deviations from the papers:
 
@@ -38,7 +38,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -240,10 +240,10 @@ def train(cfg: Config, run: Run) -> None:
 
 
 def load_pairs(cfg: Config) -> PairMixer:
-    """The pairs of mixtures that an unsupervised or weakly supervised BiSep run with words ``tokens`` draws."""
+    """The pairs of mixtures that a weakly supervised BiSep run with words ``tokens`` draws."""
     sounds = load_captioned(cfg.corpus, cfg.mixtures, samples=cfg.pairs.samples)
     texts = Texts.of(sounds.texts(), open_backbones("tokens"), TOKEN_DIM, cfg.corpus / ".cache")
-    return PairMixer(sounds, None, texts, cfg.pairs)
+    return PairMixer(sounds, None, texts, replace(cfg.pairs, absent_phrase=True))
 
 
 def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, float]) -> None:
