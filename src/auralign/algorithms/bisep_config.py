@@ -23,8 +23,9 @@ class LossConfig:
     """Cross-entropy of the presence score (not in the paper)."""
     rows: int = 16
     """Estimates of a micro-batch that the encoder hears, drawn at random (0: all, as published)."""
-    pooled: bool = True
-    """All phrases of a batch are negatives (published: those of the first mixtures, then those of the second)."""
+    among: Literal["pair", "batch", "published"] = "pair"
+    """Phrases that an estimate chooses from: those of its mixture of mixtures, of the batch, or (as published) those of
+    all first mixtures for a first one and of all second mixtures for a second one."""
     multi_positive: bool = True
     """Rows with the same words are positives of each other (published: they are negatives)."""
     symmetric: bool = True

@@ -74,7 +74,7 @@ def contrastive(
     *,
     multi_positive: bool = True,
     symmetric: bool = True,
-    close: Bool[Tensor, "row column"] | None = None,
+    left_out: Bool[Tensor, "row column"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""CNT: cross-entropy of :math:`s A T^\top` with each estimate's own phrase.
 
@@ -88,7 +88,7 @@ def contrastive(
         number: Which words a column has; equal numbers, equal words.
         multi_positive: Targets uniform over columns with the same words.
         symmetric: Also the estimates' own texts choose among them; the mean of both directions.
-        close: Pairs whose words say nearly the same: no negatives.
+        left_out: Pairs that are no negatives, such as words that say nearly the same.
     """
     rows = len(audio)
     if rows == 0:
@@ -97,8 +97,8 @@ def contrastive(
     if multi_positive:
         same = number[:rows, None] == number[None, :]
     logits = scale * audio @ text.t()
-    if close is not None:
-        logits = logits.masked_fill(close & ~same, -1e4)
+    if left_out is not None:
+        logits = logits.masked_fill(left_out & ~same, -1e4)
     loss = F.cross_entropy(logits, same.to(audio) / same.sum(dim=1, keepdim=True))
     if not symmetric:
         return loss

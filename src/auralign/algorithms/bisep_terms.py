@@ -126,28 +126,29 @@ def _contrast(
     pieces = masks[item[heard], mix[heard], place[heard]][:, None]
     wave = hear(model, pieces, out.spec[item[heard]], batch.mixtures.shape[-1])[:, 0]
     audio = teacher.encoder.audio(wave)
-    total = masks.new_zeros(())
-    for n in (None,) if cfg.loss.pooled else (0, 1):
+    total, form = masks.new_zeros(()), cfg.loss
+    for n in (0, 1) if form.among == "published" else (None,):
         mine = (
             torch.arange(len(heard), device=item.device) if n is None else (mix[heard] == n).nonzero()[:, 0]
         )
         bank = torch.arange(len(item), device=item.device) if n is None else (mix == n).nonzero()[:, 0]
-        rest = bank[~torch.isin(bank, heard[mine])]
-        rows = torch.cat([heard[mine], rest])
-        close = None
-        if cfg.loss.spare_close:
+        rows = torch.cat([heard[mine], bank[~torch.isin(bank, heard[mine])]])
+        left_out = torch.zeros(len(mine), len(rows), dtype=torch.bool, device=audio.device)
+        if form.spare_close:
             unit = texts.unit[number[rows].cpu()]
-            close = ((unit[: len(mine)] @ unit.t()) >= cfg.pairs.same).to(audio.device)
+            left_out |= ((unit[: len(mine)] @ unit.t()) >= cfg.pairs.same).to(audio.device)
+        if form.among == "pair":
+            left_out |= item[rows[: len(mine)], None] != item[rows][None, :]
         total = total + contrastive(
             audio[mine],
             teacher.texts[number[rows]],
             teacher.encoder.scale,
             number[rows],
-            multi_positive=cfg.loss.multi_positive,
-            symmetric=cfg.loss.symmetric,
-            close=close,
+            multi_positive=form.multi_positive,
+            symmetric=form.symmetric,
+            left_out=left_out,
         )
-    return total * (2 if cfg.loss.pooled else 1)
+    return total * (1 if form.among == "published" else 2)
 
 
 def chosen_rows(count: int, most: int, chance: torch.Generator) -> Int[Tensor, " row"]:
