@@ -91,8 +91,8 @@ class Config:
 class Material:
     """Frozen features of recordings and phrases, computed once."""
 
-    audio: Float[Tensor, "recording features"]
-    text: Float[Tensor, "phrase features"]
+    audio: Float[Tensor, "recording heard"]
+    text: Float[Tensor, "phrase written"]
     own: tuple[tuple[int, ...], ...]
     """Phrases of each recording."""
 
