@@ -21,6 +21,8 @@ class LossConfig:
     """Of the reconstruction: weighted L1 of magnitudes (published), or the masks' error in dB and cross-entropy."""
     presence: float = 0.1
     """Cross-entropy of the presence score (not in the paper)."""
+    consistency: Literal["sum", "union"] = "union"
+    """What the phrases of a mixture must add up to it by: the sum of their masks (published) or their union."""
     rows: int = 16
     """Estimates of a micro-batch that the encoder hears, drawn at random (0: all, as published)."""
     among: Literal["pair", "batch", "published"] = "pair"

@@ -8,6 +8,8 @@ can have its own weight.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -64,6 +66,25 @@ def consistent_reconstruction(
     """
     together = torch.einsum("bnk,bnkft->bnft", share, masks) * whole[:, None]
     return weighted_l1(together, mixture, perceptual_weight(mixture))
+
+
+def gather(
+    masks: Float[Tensor, "batch mix phrase row frame"],
+    share: Float[Tensor, "batch mix phrase"],
+    how: Literal["sum", "union"],
+) -> Float[Tensor, "batch mix row frame"]:
+    r"""What the phrases of each mixture let through together, as a mask.
+
+    The published :math:`\sum_k a_k m_k` has a comfortable wrong answer: where the separator cannot tell two phrases
+    apart, both take half. The union :math:`1 - \prod_k (1 - a_k m_k)` asks only that every part of the mixture is
+    claimed; who claims it is the contrastive term's to decide.
+
+    >>> half = torch.full((1, 1, 2, 1, 1), 0.5)
+    >>> [float(gather(half, torch.ones(1, 1, 2), how)) for how in ("sum", "union")]
+    [1.0, 0.75]
+    """
+    each = share[..., None, None] * masks
+    return each.sum(dim=2) if how == "sum" else 1 - (1 - each).prod(dim=2)
 
 
 def contrastive(

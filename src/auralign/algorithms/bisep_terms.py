@@ -12,7 +12,7 @@ from torch import Tensor
 
 from auralign.algorithms.bisep_config import LossConfig
 from auralign.algorithms.bisep_data import PairConfig, Pairs, Texts
-from auralign.algorithms.bisep_loss import contrastive
+from auralign.algorithms.bisep_loss import contrastive, gather
 from auralign.algorithms.bisep_measure import mask_measure, published_measure
 from auralign.algorithms.separator_pass import SeparatorPass, hear, separator_pass
 from auralign.models.bimodal import BimodalEncoder
@@ -83,7 +83,7 @@ def loss_terms(
     }
     if teacher is not None:
         named = masks[:, 2:-1].unflatten(1, batch.phrases.shape[1:])
-        together = torch.einsum("bnk,bnkrt->bnrt", batch.share, named)
+        together = gather(named, batch.share, cfg.loss.consistency)
         terms["crl"] = (reconstruct(None, together) * batch.weak).sum(dim=1).mean()
         terms["cnt"] = _contrast(cfg, model, named, out, batch, texts, teacher, chance)
     weights = {"url": cfg.loss.reconstruction, "crl": cfg.loss.reconstruction}
