@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from auralign.algorithms.bisep_loss import (
     consistent_reconstruction,
     contrastive,
+    gather,
     perceptual_weight,
     reconstruction_of_mixtures,
     repeat_phrases,
@@ -107,6 +108,29 @@ def test_repeats_at_their_shares_add_up_to_the_phrase_once():
     torch.testing.assert_close(repeated, plain)
 
 
+@pytest.mark.parametrize("how", ["sum", "union"])
+def test_phrases_together_are_their_sum_or_their_union(how):
+    masks, share = draw(BATCH, MIX, PHRASE, BIN, FRAME) / 3, draw(BATCH, MIX, PHRASE, seed=1) / 3
+    share[0, 1, 1:] = 0
+    found = gather(masks, share, how)
+    for place in [(0, 0, 0, 0), (0, 1, 2, 3), (1, 1, 3, 4)]:
+        b, n, f, t = place
+        claimed = [float(share[b, n, k] * masks[b, n, k, f, t]) for k in range(PHRASE)]
+        union = 1 - math.prod(1 - part for part in claimed)
+        assert float(found[place]) == pytest.approx(sum(claimed) if how == "sum" else union, abs=1e-6)
+    torch.testing.assert_close(
+        gather(masks, share * torch.tensor([1.0, 1, 0]), how), gather(masks[:, :, :2], share[..., :2], how)
+    )
+
+
+def test_a_union_never_claims_more_than_all_and_its_gradient_passes_full_masks():
+    masks = torch.tensor([1.0, 1.0, 0.0]).view(1, 1, 3, 1, 1).requires_grad_()
+    union = gather(masks, torch.ones(1, 1, 3), "union")
+    assert float(union.detach()) == 1.0
+    union.sum().backward()
+    assert torch.isfinite(masks.grad).all()
+
+
 def test_true_masks_of_disjoint_sources_leave_no_error():
     place = torch.arange(BIN * FRAME).view(BIN, FRAME) % 6  # every cell belongs to one of six phrases
     whole = draw(1, BIN, FRAME) + 0.1
@@ -170,7 +194,7 @@ def test_words_that_say_nearly_the_same_are_no_negatives(symmetric):
     close = torch.eye(4, dtype=torch.bool)
     close[0, 1] = close[1, 0] = True
     close[0, 3] = close[3, 0] = True  # the same words: a positive stays one
-    found = contrastive(audio, text, 4.0, number, symmetric=symmetric, close=close)
+    found = contrastive(audio, text, 4.0, number, symmetric=symmetric, left_out=close)
     positives, gone = [[0, 3], [1], [2], [0, 3]], {(0, 1), (1, 0)}
     expected = cross_entropy(audio, text, 4.0, positives, gone)
     if symmetric:
