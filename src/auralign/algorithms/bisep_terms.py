@@ -125,7 +125,7 @@ def _contrast(
     heard = chosen_rows(len(item), cfg.loss.rows, chance).to(item.device)
     pieces = masks[item[heard], mix[heard], place[heard]][:, None]
     wave = hear(model, pieces, out.spec[item[heard]], batch.mixtures.shape[-1])[:, 0]
-    audio = teacher.encoder.audio(wave)
+    audio = teacher.encoder.audio(as_loud_as(wave, batch.mixtures.sum(dim=1)[item[heard]]))
     total, form = masks.new_zeros(()), cfg.loss
     for n in (0, 1) if form.among == "published" else (None,):
         mine = (
@@ -149,6 +149,20 @@ def _contrast(
             left_out=left_out,
         )
     return total * (1 if form.among == "published" else 2)
+
+
+def as_loud_as(
+    wave: Float[Tensor, "row time"], whole: Float[Tensor, "row time"]
+) -> Float[Tensor, "row time"]:
+    r"""The same sounds, whose gradient is :math:`\min(1, \mathrm{rms}(y)/\mathrm{rms}(M))` of what it was.
+
+    An encoder that brings every sound to one level has a gradient that grows as the sound fades: a nearly silent
+    estimate would outweigh all others. Weighed like this it is the gradient of a sound heard at the mixture's level.
+    """
+    with torch.no_grad():
+        level = wave.square().mean(dim=1, keepdim=True).sqrt()
+        factor = (level / whole.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-8)).clamp(max=1.0)
+    return wave.detach() + factor * (wave - wave.detach())
 
 
 def chosen_rows(count: int, most: int, chance: torch.Generator) -> Int[Tensor, " row"]:
