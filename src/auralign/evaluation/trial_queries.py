@@ -15,9 +15,13 @@ from torch import Tensor
 
 from auralign.errors import UsageError
 from auralign.evaluation.items import EXAMPLE_SAMPLES, Asked, SoundboxItems
+from auralign.models.bimodal import AlignedEncoder, BimodalTexts
+from auralign.models.blind import BlindSeparator
 from auralign.models.encoders import Backbones, QueryBackbones
+from auralign.models.minilm import MiniLM
 from auralign.models.query_encoder import Modality as Kind
 from auralign.models.separator import SeparatorModel
+from auralign.models.text_tokens import TokenBackbones
 from auralign.models.token_heads import TokenHeads
 from auralign.models.yamnet import YamNet
 
@@ -53,6 +57,53 @@ class SharedEncoders(Backbones):
         if self._once is None:
             self._once = _hearing_once(super().yamnet)
         return self._once
+
+    def plain(self) -> Backbones:
+        """The same encoders without the memory, for who hears other sounds than the mixture."""
+        plain = Backbones()
+        plain._loaded = self._loaded
+        return plain
+
+
+class _SharedTokens(TokenBackbones):
+    """Words one by one, by the sentence encoder of the others."""
+
+    def __init__(self, shared: SharedEncoders) -> None:
+        super().__init__()
+        self._shared = shared
+
+    @property
+    def minilm(self) -> MiniLM:
+        network: MiniLM = self._shared._get("text")
+        return network
+
+
+def share_encoders(models: Sequence[SeparatorModel], shared: SharedEncoders) -> None:
+    """Give all models the same frozen encoders; what they answer stays the same.
+
+    Networks that read the tagger read the shared one; words, one vector a text or one by one, go through one sentence
+    encoder; blind networks with the same text-audio encoder hear with one.
+
+    Args:
+        models: Separators with encoders of their own, which are let go.
+        shared: What takes their place.
+    """
+    tokens = _SharedTokens(shared)
+    bimodal: dict[str, BimodalTexts] = {}
+    for model in models:
+        if type(model.backbones) is Backbones:
+            model.backbones = shared
+        elif type(model.backbones) is TokenBackbones:
+            model.backbones = tokens
+        elif isinstance(model.backbones, BimodalTexts):
+            first = bimodal.setdefault(model.backbones.spec, model.backbones)
+            hears = first.bimodal
+            if isinstance(hears, AlignedEncoder) and type(hears.encoder.backbones) is Backbones:
+                hears.encoder.backbones = shared.plain()
+            model.backbones = first
+            if isinstance(model.net, BlindSeparator):
+                model.net.share_encoder(hears)
+        model.net.share(shared)
 
 
 class Queries:

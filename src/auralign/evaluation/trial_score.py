@@ -24,11 +24,10 @@ from auralign.errors import UsageError
 from auralign.evaluation.items import Modality, SoundboxItems
 from auralign.evaluation.table import Row
 from auralign.evaluation.trial_judge import ANCHORS, JUDGED, Precision, TrialJudge
-from auralign.evaluation.trial_queries import Queries, SharedEncoders, read_vectors
+from auralign.evaluation.trial_queries import Queries, SharedEncoders, read_vectors, share_encoders
 from auralign.metrics import sdr
 from auralign.metrics.bss_eval import bss_eval_target
 from auralign.metrics.contract import CLAMP_DB, is_silent, why_unscorable
-from auralign.models.encoders import Backbones
 from auralign.models.judge import load_judge
 from auralign.models.separator import SeparatorModel
 
@@ -118,11 +117,8 @@ class Scorer:
         self.items = SoundboxItems(setting.corpus, seed=setting.seed)
         self.contenders = setting.contenders
         self.models = [SeparatorModel.load(Path(one.folder)) for one in setting.contenders]
-        self._shared = shared = SharedEncoders()
-        for model in self.models:
-            if type(model.backbones) is Backbones:
-                model.backbones = shared
-                model.net.share(shared)
+        self._shared = SharedEncoders()
+        share_encoders(self.models, self._shared)
         self.queries = Queries(self.items, read_vectors(setting.examples))
         self.judge: TrialJudge | None = None
         if setting.judge is not None:
