@@ -40,7 +40,7 @@ def shifted(steps: int, shift: float = 3.0) -> Grid:
             f"a shift of {shift} gives no schedule", where="shifted", hint="1 is uniform, 3 is usual"
         )
     u = uniform(steps)
-    return shift * u / (1 + (shift - 1) * u)
+    return u / (u + (1 - u) / shift)  # the same, and exact at both ends
 
 
 def stopped(steps: int, stop: float = 0.03) -> Grid:

@@ -3,7 +3,8 @@ r"""Stochastic steps that keep the flow's marginals, as Gaussian policies.
 For every free σ_t the reverse SDE :math:`dx = [v - \tfrac12 \sigma_t^2 \nabla \ln p_t]\, dt + \sigma_t\, dw` (dt < 0)
 has the marginals of the flow dx/dt = v (Song et al. 2021, arXiv:2011.13456). With :math:`\nabla \ln p_t = -\hat z / t`,
 the score of a straight path from unit noise, it is Flow-GRPO's (arXiv:2505.05470),
-:math:`dx = [v + \tfrac{\sigma_t^2}{2t} (x + (1 - t) v)]\, dt + \sigma_t\, dw`. All laws here are one Euler step with two coefficients, the *pull* p and the *spread* s:
+:math:`dx = [v + \tfrac{\sigma_t^2}{2t} (x + (1 - t) v)]\, dt + \sigma_t\, dw`. All laws here are one Euler step with
+two coefficients, the *pull* p and the *spread* s:
 
     x' = x + v Δ + p (x + (1 − t) v − c) + s σ ξ,     ξ standard normal
 
