@@ -15,8 +15,10 @@ class LossConfig:
 
     contrast: float = 0.5
     """CNT."""
-    reconstruction: float = 5.0
-    """CRL and URL."""
+    mixtures: float = 5.0
+    """URL: whole mixtures by their captions."""
+    phrases: float = 5.0
+    """CRL: whole mixtures by their phrases together (published: as URL)."""
     form: Literal["l1", "db"] = "db"
     """Of the reconstruction: weighted L1 of magnitudes (published), or the masks' error in dB and cross-entropy."""
     presence: float = 0.1

@@ -86,7 +86,7 @@ def loss_terms(
         together = gather(named, batch.share, cfg.loss.consistency)
         terms["crl"] = (reconstruct(None, together) * batch.weak).sum(dim=1).mean()
         terms["cnt"] = _contrast(cfg, model, named, out, batch, texts, teacher, chance)
-    weights = {"url": cfg.loss.reconstruction, "crl": cfg.loss.reconstruction}
+    weights = {"url": cfg.loss.mixtures, "crl": cfg.loss.phrases}
     weights |= {"cnt": cfg.loss.contrast, "presence": cfg.loss.presence}
     total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     return {**terms, "loss": total}

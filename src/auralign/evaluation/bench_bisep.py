@@ -158,7 +158,7 @@ def naive_terms(
     close = ((unit @ unit.t()) >= cfg.pairs.same).to(rows.device)
     cnt = contrastive(torch.cat(audio), teacher.texts[rows], teacher.encoder.scale, rows, left_out=close)
     terms = {"url": url, "presence": presence / counted, "crl": crl, "cnt": 2 * cnt}
-    share = {"url": cfg.loss.reconstruction, "crl": cfg.loss.reconstruction}
+    share = {"url": cfg.loss.mixtures, "crl": cfg.loss.phrases}
     share |= {"cnt": cfg.loss.contrast, "presence": cfg.loss.presence}
     loss = torch.stack([share[name] * value for name, value in terms.items()]).sum()
     return {**terms, "loss": loss}
