@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from jaxtyping import Float32
 
 from auralign.data.clip import Clip
 from auralign.data.manifest import read_manifest
+from auralign.data.readers.audiocaps import read_bisep_audiocaps
 from auralign.data.sound_bank import SoundBank
 from auralign.errors import DataError
 
+log = logging.getLogger(__name__)
+
+_PARSED = "parsed_all_caps.json"
 _RMS = 0.1
 _TRIES = 3  # crops looked at before a quiet one is taken
 
@@ -81,10 +86,11 @@ class CaptionedSounds:
 
 
 def load_captioned(root: Path, splits: Sequence[str], *, samples: int, share: float = 1.0) -> CaptionedSounds:
-    """Recordings of some splits of a captioned corpus.
+    """Recordings of some splits of a captioned corpus, or of AudioCaps as BiSep lays it out.
 
     Args:
-        root: Folder with ``manifest.jsonl``.
+        root: Folder with ``manifest.jsonl``, or with ``parsed_all_caps.json``, lists of ids and ``audio/`` (see
+            :func:`~auralign.data.readers.audiocaps.read_bisep_audiocaps`).
         splits: Names of splits.
         samples: Length of a stretch.
         share: Only the first share of the recordings, in the manifest's order.
@@ -92,18 +98,32 @@ def load_captioned(root: Path, splits: Sequence[str], *, samples: int, share: fl
     Raises:
         DataError: The folder is no corpus, or has no recording in these splits.
     """
-    if not (root / "manifest.jsonl").exists():
+    if (root / "manifest.jsonl").exists():
+        every = read_manifest(root / "manifest.jsonl")
+    elif (root / _PARSED).exists():
+        every = _audiocaps(root, splits)
+    else:
         raise DataError(
             "no captioned corpus is there",
             where=str(root),
             hint=f"make it with: auralign data build captions --from corpora/soundbox --out {root}",
         )
-    every = read_manifest(root / "manifest.jsonl")
     clips = [clip for clip in every if clip.split in splits]
     if not clips:
-        known = ", ".join(sorted({clip.split for clip in every}))
+        known = ", ".join(sorted({clip.split for clip in every})) or "train, and val with a val_ids.csv"
         raise DataError(
             f"no recording is in the split {' or '.join(splits)}", where=str(root), hint=f"splits: {known}"
         )
     kept = clips[: max(1, round(share * len(clips)))]
     return CaptionedSounds(kept, root, samples=samples, cache=root / ".cache")
+
+
+def _audiocaps(root: Path, splits: Sequence[str]) -> list[Clip]:
+    """Clips of the reader's splits; those whose sound is not on disk are counted, not hidden."""
+    found: list[Clip] = []
+    for split in dict.fromkeys(splits):
+        reading = read_bisep_audiocaps(root, split=split)
+        if reading.missing:
+            log.warning("%s: %d clips of %s have no sound on disk", root, len(reading.missing), split)
+        found += [replace(clip, audio=str(Path(clip.audio).resolve())) for clip in reading.clips]
+    return found

@@ -109,15 +109,29 @@ def bisep(root: Path) -> Path:
 
 def test_bisep_lists_give_clips_and_pairs(tmp_path: Path) -> None:
     reading = read_bisep_audiocaps(bisep(tmp_path))
-    assert [(clip.id, clip.captions) for clip in reading.clips] == [
-        ("11", ("Wind and rain", "Wind", "Rain")),
-        ("22", ("Rattling", "Rattling")),
+    assert [(clip.id, clip.captions, clip.phrases) for clip in reading.clips] == [
+        ("11", ("Wind and rain",), ("Wind", "Rain")),
+        ("22", ("Rattling",), ("Rattling",)),
     ]
     pairs = [(Path(m.target).stem, Path(m.interferers[0]).stem, m.query, m.rule) for m in reading.mixtures]
     assert pairs == [
         ("-_a_b_c_d_e_7", "7fmOlUlwoNg_20", "Wind and rain", "bisep"),
         ("7fmOlUlwoNg_20", "-_a_b_c_d_e_7", "Rattling", "bisep"),
     ]
+
+
+def test_bisep_clips_of_a_validation_list_are_read_where_there_is_one(tmp_path: Path) -> None:
+    root = bisep(tmp_path)
+    write(root / "train_ids.csv", "11\n")
+    write(root / "val_ids.csv", "22\n")
+    assert [(clip.id, clip.split) for clip in read_bisep_audiocaps(root).clips] == [
+        ("11", "train"),
+        ("22", "val"),
+    ]
+    assert [clip.id for clip in read_bisep_audiocaps(root, split="val").clips] == ["22"]
+    (root / "val_ids.csv").unlink()
+    with pytest.raises(DataError, match="val_ids"):
+        read_bisep_audiocaps(root, split="val")
 
 
 def test_bisep_id_without_caption_is_named(tmp_path: Path) -> None:

@@ -156,16 +156,16 @@ def read_bisep_audiocaps(root: Path, *, split: str | None = None, audio: Path | 
         audio: Folder of the sounds, if it is not ``audio/``.
 
     Returns:
-        Clips (train) and mixtures (test).
+        Clips with caption and phrases (train, val) and mixtures (test).
 
     Raises:
         DataError: If the folder has another layout, an id is unknown, or no sound is on disk.
     """
     root, wanted = (
         need_folder(root, "BiSep's AudioCaps"),
-        choose_splits(split, ("train", "test"), "BiSep's AudioCaps"),
+        choose_splits(split, ("train", "val", "test"), "BiSep's AudioCaps"),
     )
-    names = {"train": "train_ids.csv", "test": "test_sep2_ids.csv"}
+    names = {"train": "train_ids.csv", "val": "val_ids.csv", "test": "test_sep2_ids.csv"}
     needed = ["parsed_all_caps.json", *(names[part] for part in wanted)]
     if not (root / needed[0]).is_file() or not any((root / name).is_file() for name in needed[1:]):
         raise wrong_root(root, needed, "BiSep's AudioCaps")
@@ -173,10 +173,11 @@ def read_bisep_audiocaps(root: Path, *, split: str | None = None, audio: Path | 
     out = Collector("BiSep's AudioCaps", root)
     folders = [Path(audio)] if audio is not None else find_folders(root, ("audio", "."))
     files = YoutubeFiles(folders, [item.key for item in known.values()])
-    if "train" in wanted and (root / names["train"]).is_file():
-        for row in read_rows(root / names["train"], columns=("id",)):
-            out.claim(row.text("id"), row.where, what="audiocap_id")
-            _phrase_clip(out, files, row, known)
+    for part in ("train", "val"):
+        if part in wanted and (root / names[part]).is_file():
+            for row in read_rows(root / names[part], columns=("id",)):
+                out.claim(row.text("id"), row.where, what="audiocap_id")
+                _phrase_clip(out, files, (part, row), known)
     if "test" in wanted and (root / names["test"]).is_file():
         for index, row in enumerate(read_rows(root / names["test"], columns=("target", "interferer"))):
             _pair(out, files, (index, row), known)
@@ -191,20 +192,23 @@ def _known(row: Row, column: str, known: dict[str, Phrases]) -> Phrases:
     return known[row[column]]
 
 
-def _phrase_clip(out: Collector, files: YoutubeFiles, row: Row, known: dict[str, Phrases]) -> None:
+def _phrase_clip(
+    out: Collector, files: YoutubeFiles, place: tuple[str, Row], known: dict[str, Phrases]
+) -> None:
+    part, row = place
     item = _known(row, "id", known)
     found = files.find(item.key)
     if found is None:
         out.miss(row["id"], row.where, files.looked_for(item.key))
         return
-    captions = (item.caption, *item.phrases)
     out.clip(
         Clip(
             row["id"],
             str(found),
             duration_s=10.0,
-            captions=captions,
-            split="train",
+            captions=(item.caption,),
+            phrases=item.phrases,
+            split=part,
             source=item.key.id,
             license=_LICENCE,
             dataset="bisep-audiocaps",
