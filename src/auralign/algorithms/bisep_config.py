@@ -27,7 +27,7 @@ class LossConfig:
     """What the phrases of a mixture must add up to it by: the sum of their masks (published) or their union."""
     rows: int = 16
     """Estimates of a micro-batch that the encoder hears, drawn at random (0: all, as published)."""
-    among: Literal["pair", "batch", "published"] = "pair"
+    among: Literal["batch", "pair", "published"] = "batch"
     """Phrases that an estimate chooses from: those of its mixture of mixtures, of the batch, or (as published) those of
     all first mixtures for a first one and of all second mixtures for a second one."""
     multi_positive: bool = True
