@@ -23,7 +23,7 @@ from auralign.algorithms.bisep_data import Pairs, Texts
 from auralign.algorithms.bisep_loss import contrastive
 from auralign.algorithms.bisep_measure import mask_measure
 from auralign.algorithms.bisep_set_up import build
-from auralign.algorithms.bisep_terms import Teacher, loss_terms
+from auralign.algorithms.bisep_terms import Teacher, as_loud_as, loss_terms
 from auralign.algorithms.mixit_loss import mixit, thresholded_snr_loss
 from auralign.algorithms.separator_pass import SeparatorPass, hear, separator_pass
 from auralign.errors import AuralignError
@@ -127,7 +127,7 @@ def naive_terms(
     """
     whole, samples = batch.mixtures.sum(dim=1), batch.mixtures.shape[-1]
     url = crl = presence = counted = whole.new_zeros(())
-    audio, number = [], []
+    audio, number, item = [], [], []
 
     def ask(numbers: Int[Tensor, "batch"], there: Float[Tensor, "batch"], target: float) -> SeparatorPass:
         nonlocal presence, counted
@@ -142,16 +142,17 @@ def naive_terms(
         mixture = batch.mixtures[:, n : n + 1]
         out = ask(batch.captions[:, n], torch.ones_like(batch.weak[:, n]), 1.0)
         url = url + mask_measure(model, out, mixture)(out.logits, torch.sigmoid(out.logits)).mean()
-        together = torch.zeros_like(out.logits)
+        unclaimed = torch.ones_like(out.logits)
         for k in range(batch.phrases.shape[2]):
             heard = (batch.share[:, n, k] > 0) & (batch.weak[:, n] > 0)
             out = ask(batch.phrases[:, n, k], (batch.share[:, n, k] > 0).float(), 1.0)
             mask = torch.sigmoid(out.logits)
-            together = together + batch.share[:, n, k, None, None, None] * mask
+            unclaimed = unclaimed * (1 - batch.share[:, n, k, None, None, None] * mask)
             wave = hear(model, mask[heard], out.spec[heard], samples)[:, 0]
-            audio.append(teacher.encoder.audio(wave))
+            audio.append(teacher.encoder.audio(as_loud_as(wave, whole[heard])))
+            item.append(heard.nonzero()[:, 0])
             number.append(batch.phrases[heard, n, k])
-        crl = crl + (mask_measure(model, out, mixture)(None, together)[:, 0] * batch.weak[:, n]).mean()
+        crl = crl + (mask_measure(model, out, mixture)(None, 1 - unclaimed)[:, 0] * batch.weak[:, n]).mean()
     ask(batch.absent, torch.ones_like(batch.weak[:, 0]), 0.0)
     rows = torch.cat(number)
     unit = texts.unit[rows.cpu()]
