@@ -217,7 +217,13 @@ def train(cfg: Config, run: Run) -> None:
     """
     with GracefulStop() as stop:
         torch.manual_seed(derive(cfg.seed, "weights"))
-        encoder = RewardEncoder(dim=cfg.dim, hidden=cfg.hidden, rank=8, pooling="mean", encoder=cfg.encoder)
+        encoder = RewardEncoder(
+            dim=cfg.dim,
+            hidden=cfg.hidden,
+            pooling="mean",
+            modalities=("text", "audio"),
+            encoder=cfg.encoder,
+        )
         material = load_material(cfg, encoder, cfg.splits, cfg.crops)
         watched = load_material(cfg, encoder, cfg.held_out, 1)
         encoder.fit_scale(material.audio, "audio")

@@ -80,6 +80,7 @@ class RewardEncoder(nn.Module):
         hidden: Width of the heads' residual part.
         rank: Rank of the bilinear pooling.
         pooling: ``mlbp``, or one of the controls ``mean``, ``max``, ``weighted``.
+        modalities: What it has learned to understand; cues of another kind are refused.
         encoder: The frozen encoders, see :func:`~auralign.models.encoders.open_backbones`.
         probe: What they gave for a fixed sentence in training; other encoders are refused.
 
@@ -96,11 +97,14 @@ class RewardEncoder(nn.Module):
         hidden: int = 384,
         rank: int = 192,
         pooling: str = "mlbp",
+        modalities: Sequence[Modality] = MODALITIES,
         encoder: str = "builtin",
         probe: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {"dim": dim, "hidden": hidden, "rank": rank, "pooling": pooling}
+        if set(modalities) != set(MODALITIES):
+            self.options["modalities"] = list(modalities)
         self.dim, self.encoder, self.narrow = dim, encoder, False
         self.backbones: QueryBackbones = open_backbones(encoder)
         if probe:
@@ -109,7 +113,11 @@ class RewardEncoder(nn.Module):
         if isinstance(self.backbones, Backbones):
             self.raw_dims["audio"] = FEATURES
         self.heads = nn.ModuleDict(
-            {m: _Head(self.raw_dims[m], dim, hidden) for m in MODALITIES if m in self.raw_dims}
+            {
+                m: _Head(self.raw_dims[m], dim, hidden)
+                for m in MODALITIES
+                if m in self.raw_dims and m in modalities
+            }
         )
         self.pooling = make_pooling(pooling, dim=dim, rank=rank)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
