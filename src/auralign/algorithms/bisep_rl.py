@@ -52,6 +52,7 @@ from auralign.rewards.base import Cue, Scene
 from auralign.rewards.compose import Composite
 from auralign.rewards.guard import Guard, GuardConfig, Reading, Verdict
 from auralign.rewards.load import RewardConfig, compose
+from auralign.rewards.signal import FidelityReward
 from auralign.rl.advantage import Baseline
 from auralign.runtime import weights
 from auralign.runtime.device import training_device
@@ -85,7 +86,7 @@ class Config:
     items: int = 8
     """Phrases of a micro-batch whose masks are explored."""
     rewards: tuple[RewardConfig, ...] = (RewardConfig("semantic:bimodal-small"),)
-    """What is rewarded; a scene has no target, so `fidelity` cannot score here."""
+    """What is rewarded; a scene has no target, so `fidelity` is refused."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """When to stop or roll back."""
     pairs: PairConfig = field(default_factory=PairConfig)
@@ -125,9 +126,15 @@ class Config:
             raise ValueError(
                 "policy.weight must be 0 or more; gradient `score` and one inner epoch are supported"
             )
+        if self.policy.refine or self.policy.asked != 2 or self.policy.coefficients.kl_reference:
+            raise ValueError(
+                "policy.refine, policy.asked and policy.coefficients.kl_reference are of mars_sep; "
+                "here `items` says how many phrases are explored"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
         self.policy.check()
+        _ = self.weak  # refuses stretches that no network takes
 
     @property
     def weak(self) -> bisep_config.Config:
@@ -254,13 +261,31 @@ def set_up(cfg: Config, here: World) -> tuple[Parts, TrainState, Watcher]:
     device = training_device(cfg.device, here.local_rank)
     loaded = SeparatorModel.load(weights.path(str(cfg.start)))
     model: SeparatorModel = loaded.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rewards = _rewards(cfg, here) if cfg.policy.weight > 0 else None
     mixer, teacher, watcher = prepare(cfg.weak, model)
     assert teacher is not None
-    rewards = compose(cfg.rewards) if cfg.policy.weight > 0 else None
     parts = Parts(mixer, teacher, rewards, Baseline(), Backbones())
     optimiser = torch.optim.AdamW(decay_groups(model, cfg.weight_decay), lr=cfg.rate, betas=(0.9, 0.98))
     more = {"baseline": parts.baseline} | ({"rewards": rewards} if rewards is not None else {})
     return parts, TrainState(model, Averager(model, cfg.ema), optimiser, more=more), watcher
+
+
+def _rewards(cfg: Config, here: World) -> Composite:
+    """The rewards, none of which may need what no scene here has."""
+    rewards = compose(cfg.rewards)
+    for term, one in zip(rewards.terms, cfg.rewards, strict=True):
+        if term.trained_on and isinstance(getattr(term.reward, "reward", None), FidelityReward):
+            raise UsageError(
+                "it needs the clean target, and no single source is known here: it could score nothing",
+                where=f"reward {one.path!r}",
+                hint="take `semantic:bimodal-small`, or give it the weight 0",
+            )
+    if here.size > 1 and any(term.normalise != "none" for term in rewards.terms):
+        raise UsageError(
+            "a reward's running normalisation would differ between processes",
+            hint='set normalise = "none", or train in one process',
+        )
+    return rewards
 
 
 def train(cfg: Config, run: Run) -> None:
