@@ -18,6 +18,7 @@ from auralign.algorithms.bisep_loss import (
     repeat_phrases,
     weighted_l1,
 )
+from auralign.algorithms.bisep_terms import as_loud_as
 
 BATCH, MIX, PHRASE, BIN, FRAME = 2, 2, 3, 4, 5
 
@@ -258,3 +259,16 @@ def test_every_phrase_of_a_padded_list_counts_once_in_all(count, extra, seed):
         held = index == phrase
         assert float(share[held].sum()) == pytest.approx(1.0)
         assert len(share[held].unique()) == 1
+
+
+def test_a_faint_estimate_counts_by_its_level_and_sounds_the_same():
+    generator = torch.Generator().manual_seed(7)
+    whole = torch.randn(3, 400, generator=generator)
+    wave = (whole * torch.tensor([[2.0], [1.0], [0.01]])).requires_grad_()
+    heard = as_loud_as(wave, whole)
+    torch.testing.assert_close(heard, wave)
+    (gradient,) = torch.autograd.grad(heard.sum(), wave)
+    torch.testing.assert_close(gradient[:, 0], torch.tensor([1.0, 1.0, 0.01]))
+    silent = torch.zeros(1, 400, requires_grad=True)
+    (none,) = torch.autograd.grad(as_loud_as(silent, whole[:1]).sum(), silent)
+    assert not none.any()

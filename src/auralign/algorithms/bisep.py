@@ -29,7 +29,10 @@ The released code has only ``weak``. Deviations from it, each a switch (``recipe
    directions count.
 2. Short phrase lists are masked instead of padded with repeats, and padding tokens are not attended to.
 3. Each mixture is at equal power before its gain, targets are scaled once (the released loader scales them twice).
-4. A presence score is learned from phrases of neither mixture. It sees the mask and changes nothing else.
+4. A presence score is learned from texts of neither mixture: off the finished mask in the published network, off the
+   head in the small one.
+5. Reconstruction is measured on masks, in dB; phrases add up to their mixture by the union of their masks; a faint
+   estimate's gradient counts by its level.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ class LossConfig:
     among: Literal["batch", "pair", "published"] = "batch"
     """Phrases that an estimate chooses from: those of its mixture of mixtures, of the batch, or (as published) those of
     all first mixtures for a first one and of all second mixtures for a second one."""
+    by_level: bool = True
+    """A faint estimate's gradient counts by its level in the mixture (published: an encoder's own)."""
     multi_positive: bool = True
     """Rows with the same words are positives of each other (published: they are negatives)."""
     symmetric: bool = True
@@ -103,6 +105,8 @@ class Config:
             raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
         if not 0 < self.single_share <= 1:
             raise ValueError(f"single_share is {self.single_share}; it must lie in (0, 1]")
+        if self.pairs.repeat and self.loss.consistency == "union":
+            raise ValueError('repeated phrases add up by their sum only: set loss.consistency = "sum"')
         if self.pairs.samples < 4096 or self.pairs.samples % 256:
             raise ValueError(f"pairs.samples is {self.pairs.samples}; take a multiple of 256, 4096 or more")
 

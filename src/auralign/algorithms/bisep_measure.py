@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from auralign.algorithms.bisep_loss import perceptual_weight, weighted_l1
+from auralign.algorithms.bisep_loss import consistent_reconstruction, reconstruction_of_mixtures
 from auralign.algorithms.omnisep_loss import mask_error_db
 from auralign.algorithms.separator_pass import SeparatorPass
 from auralign.models.bands import BandProjector
@@ -40,13 +40,15 @@ def published_measure(
 
     The weight is :math:`w(|M|)` for the mask of a caption and :math:`w(|x_n|)` for a sum of masks.
     """
-    whole = out.spec.abs()[:, None]
+    whole = out.spec.abs()
     target = model.spectrogram(mixtures)[..., : out.spec.shape[-1]].abs()
+    alone = torch.ones(*target.shape[:2], 1, device=target.device)
 
     def measure(logits: Tensor | None, mask: Tensor) -> Tensor:
-        heard = model.net.to_bins(mask) * whole
-        weight = perceptual_weight(target if logits is None else whole).expand_as(heard)
-        return weighted_l1(heard, target, weight)
+        bins = model.net.to_bins(mask)
+        if logits is None:
+            return consistent_reconstruction(bins[:, :, None], alone, whole, target)
+        return reconstruction_of_mixtures(bins, whole, target)
 
     return measure
 

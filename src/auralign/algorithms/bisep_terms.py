@@ -125,7 +125,9 @@ def _contrast(
     heard = chosen_rows(len(item), cfg.loss.rows, chance).to(item.device)
     pieces = masks[item[heard], mix[heard], place[heard]][:, None]
     wave = hear(model, pieces, out.spec[item[heard]], batch.mixtures.shape[-1])[:, 0]
-    audio = teacher.encoder.audio(as_loud_as(wave, batch.mixtures.sum(dim=1)[item[heard]]))
+    if cfg.loss.by_level:
+        wave = as_loud_as(wave, batch.mixtures.sum(dim=1)[item[heard]])
+    audio = teacher.encoder.audio(wave)
     total, form = masks.new_zeros(()), cfg.loss
     for n in (0, 1) if form.among == "published" else (None,):
         mine = (
