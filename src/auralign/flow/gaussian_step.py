@@ -90,8 +90,9 @@ class GaussianStep:
     ) -> Float[Tensor, " batch"]:
         """Log-ratio ln π(x') − ln π_old(x') per real scalar, for steps of the same spread.
 
-        Re⟨μ − μ_old, 2 x' − μ − μ_old⟩ / (2 s²): exact where the difference of two log-densities, each of the size of
-        1, would leave rounding errors that times D are whole nats. No gradient into old and the action.
+        Re⟨μ − μ_old, 2 x' − μ − μ_old⟩ / (2 s²). The difference of two log-densities, each of the size of 1, is known
+        to single precision only, which times D is up to hundredths of a nat; this form is five digits better.
+        No gradient into old and the action.
         """
         if not torch.equal(self.std, old.std):
             raise UsageError(
