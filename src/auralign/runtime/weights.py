@@ -77,11 +77,12 @@ def folder_of(name: str) -> Path:
 def is_cached(name: str) -> bool:
     """Whether the weights can be used now without a download (their hashes are not checked here)."""
     folder = folder_of(name)
-    return (folder / CARD_FILE).is_file() and (folder / TENSOR_FILE).is_file()
+    networks = [m.save_as for m in spec_of(name).members if m.save_as.endswith(".onnx")] or [TENSOR_FILE]
+    return all((folder / file).is_file() for file in (CARD_FILE, *networks))
 
 
 def path(name: str, *, offline: bool | None = None) -> Path:
-    """Folder that holds ``model.safetensors`` and its companions, verified; fetched when needed.
+    """Folder that holds ``model.safetensors`` (or ``*.onnx``) and its companions, verified; fetched when needed.
 
     Args:
         name: A registered name, ``hub:owner/model``, or a folder or ``.safetensors`` file of the user's own.
@@ -152,9 +153,16 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ModelUnavailableError(
             "the card of the weights cannot be read", where=str(file), why=str(error), hint=_again(folder)
         ) from error
-    if not isinstance(card, dict) or TENSOR_FILE not in card.get("files", {}):
+    if not isinstance(card, dict) or not _names_network(card.get("files", {}), folder):
         raise ModelUnavailableError(f"the card gives no hash of {TENSOR_FILE}", where=str(file))
     return card
+
+
+def _names_network(files: Any, folder: Path) -> bool:
+    """Whether the card has the hash of the tensor file, or of an ONNX network where no tensor file lies."""
+    if TENSOR_FILE in files:
+        return True
+    return any(str(name).endswith(".onnx") for name in files) and not (folder / TENSOR_FILE).exists()
 
 
 def safetensors_file(name: str, *, offline: bool | None = None) -> Path:

@@ -25,9 +25,10 @@ class Member:
     sha256: str
     """Hash of the file's bytes (of the inner file for ``archive.zip!inner``)."""
     save_as: str
-    """Name in the converted folder; ``model.safetensors`` is the network."""
+    """Name in the converted folder; ``model.safetensors`` is the network, where it is not ``*.onnx``."""
     form: str = "copy"
-    """How it becomes that: ``copy``, ``onnx``, ``pickle`` (a state dict), ``pickle-first`` (of a tuple)."""
+    """How it becomes that: ``copy``, ``onnx``, ``pickle`` (a state dict), ``pickle-first`` (of a tuple),
+    ``pickle-model`` and ``pickle-model-state`` (of a checkpoint's entry ``model`` or ``model_state``)."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,67 @@ PRETRAINED: tuple[WeightSpec, ...] = (
                 sha256="499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5",
                 save_as="model.safetensors",
                 form="pickle-first",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="dnsmos",
+        version="0.0.1.1",
+        purpose="speech quality without a reference at 16 kHz: P.835 (SIG, BAK, OVRL) and P.808, run by onnxruntime",
+        licence="MIT",
+        citation="Reddy, Gopal, Cutler 2022, DNSMOS P.835 (arXiv:2110.01763); 2021, DNSMOS (arXiv:2010.15258)",
+        package="speechmos",
+        wheel="speechmos-0.0.1.1-py3-none-any.whl",
+        wheel_sha256="31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
+        size_bytes=9_439_732,
+        members=(
+            Member(
+                path="speechmos/dnsmos_models/sig_bak_ovr.onnx",
+                sha256="269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",
+                save_as="p835.onnx",
+            ),
+            Member(
+                path="speechmos/dnsmos_models/model_v8.onnx",
+                sha256="9246480c58567bc6affd4200938e77eef49468c8bc7ed3776d109c07456f6e91",
+                save_as="p808.onnx",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="resemblyzer",
+        version="0.1.4",
+        purpose="speaker encoder, 256-d at 16 kHz",
+        licence="Apache-2.0",
+        citation="Wan et al. 2018, Generalized end-to-end loss (arXiv:1710.10467); Resemblyzer by Resemble AI",
+        package="Resemblyzer",
+        wheel="Resemblyzer-0.1.4-py3-none-any.whl",
+        wheel_sha256="8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f",
+        size_bytes=15_747_704,
+        members=(
+            Member(
+                path="resemblyzer/pretrained.pt",
+                sha256="39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
+                save_as="model.safetensors",
+                form="pickle-model-state",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="distillmos",
+        version="0.9.1",
+        purpose="held-out judge of speech quality at 16 kHz, 1 to 5; never trained against",
+        licence="MIT",
+        citation="Stahl, Gamper 2025, Distillation and pruning for speech quality assessment (arXiv:2502.05356)",
+        package="distillmos",
+        wheel="distillmos-0.9.1-py3-none-any.whl",
+        wheel_sha256="f82e5326ed963ddc28a3e079ded4dbb1bd072ad54be5bdc4380290a9bce3536a",
+        size_bytes=15_591_901,
+        members=(
+            Member(
+                path="distillmos/weights/distill_mos_v7.pt",
+                sha256="b18b3ac60227267cfb91e5d00ce22cc7b73716fd92f269484da1446e27031a40",
+                save_as="model.safetensors",
+                form="pickle-model",
             ),
         ),
     ),
