@@ -20,8 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-WARM = ("supervision=unsupervised", "steps=1000", "validate_every=500")
-ARM = ("steps=200", "validate_every=100", "rate=1e-3")
 FORMS: dict[str, tuple[str, ...]] = {
     "mixtures": ("supervision=unsupervised",),
     "weak": (),
@@ -41,14 +39,14 @@ def jobs(seeds: int) -> list[tuple[str, tuple[str, ...], str]]:
     for count in SOUNDS:
         split = (f'mixtures=["train-{count}"]',)
         for seed in range(seeds if count == 2 else 1):
-            found.append((f"warm{count}-s{seed}", (*WARM, *split, f"seed={seed}"), ""))
+            found.append((f"warm{count}-s{seed}", ("validate_every=500", *split, f"seed={seed}"), ""))
     for count in SOUNDS:
         split = (f'mixtures=["train-{count}"]',)
         for seed in range(seeds):
             start = f"warm{count}-s{seed if count == 2 else 0}"
             for form, changes in FORMS.items():
                 if count == 2 or not form.startswith("supervised"):
-                    found.append((f"{form}{count}-s{seed}", (*ARM, *changes, *split, f"seed={seed}"), start))
+                    found.append((f"{form}{count}-s{seed}", (*changes, *split, f"seed={seed}"), start))
     return found
 
 
@@ -62,7 +60,8 @@ def train(name: str, changes: tuple[str, ...], start: str, options: argparse.Nam
     else:
         values = [f"corpus={options.captions}", f"sounds={options.sounds}", *changes]
         values += [f"start={options.out / start / 'model'}"] if start else []
-        command = ["train", str(RECIPES / "bisep_small.toml"), "--out", str(folder)]
+        recipe = "bisep_small.toml" if start else "bisep_start_small.toml"
+        command = ["train", str(RECIPES / recipe), "--out", str(folder)]
         command += [part for value in values for part in ("--set", value)]
     print(name, file=sys.stderr)
     subprocess.run([sys.executable, "-m", "auralign", *command], check=True)
