@@ -75,6 +75,7 @@ def _db(name: str, title: str, source: str, *, improvement: bool = False) -> Met
 
 _VINCENT = "Vincent et al. 2006 (BSS Eval 3), mir_eval bss_eval_sources"
 _STOETER = "Stöter et al. 2018 (BSS Eval 4), museval images, whole file, one channel"
+_DNSMOS = "Reddy et al. 2022 (arXiv:2110.01763)"
 _ROUX = "Le Roux et al. 2019 (arXiv:1811.02508)"
 
 METRICS: dict[str, MetricCard] = {
@@ -111,6 +112,20 @@ METRICS: dict[str, MetricCard] = {
             "auralign",
             False,
         ),
+        MetricCard("stoi", "short-time objective intelligibility", "", -1.0, 1.0, "Taal et al. 2011, pystoi"),
+        MetricCard("estoi", "extended STOI", "", -1.0, 1.0, "Jensen & Taal 2016, pystoi"),
+        MetricCard("pesq_wb", "PESQ, wide band, 16 kHz", "MOS-LQO", 1.0, 4.65, "ITU-T P.862.2, package pesq"),
+        MetricCard("pesq_nb", "PESQ, narrow band", "MOS-LQO", 1.0, 4.56, "ITU-T P.862.1, package pesq"),
+        MetricCard("dnsmos_sig", "DNSMOS P.835 speech quality", "MOS", 1.0, 5.0, _DNSMOS),
+        MetricCard("dnsmos_bak", "DNSMOS P.835 background quality", "MOS", 1.0, 5.0, _DNSMOS),
+        MetricCard("dnsmos_ovrl", "DNSMOS P.835 overall quality", "MOS", 1.0, 5.0, _DNSMOS),
+        MetricCard("dnsmos_p808", "DNSMOS P.808 overall quality", "MOS", 1.0, 5.0, "arXiv:2010.15258"),
+        MetricCard("distill_mos", "speech quality, held-out judge", "MOS", 1.0, 5.0, "arXiv:2502.05356"),
+        MetricCard("speaker_similarity", "cosine of GE2E vectors", "", -1.0, 1.0, "arXiv:1710.10467"),
+        MetricCard(
+            "spectral_features", "best-match cosine of spectra within 50 ms", "", -1.0, 1.0, "auralign"
+        ),
+        MetricCard("speech_bert_score", "SpeechBERTScore precision", "", -1.0, 1.0, "arXiv:2401.16812"),
     )
 }
 
