@@ -599,14 +599,19 @@ def whole_config(rl_config):
     )
 
 
+@pytest.fixture(scope="module")
+def trained() -> list[Run]:
+    return []
+
+
 @pytest.fixture
-def uninterrupted(tmp_path_factory, whole_config) -> Run:
-    folder = tmp_path_factory.getbasetemp() / "bisep-rl-whole"
-    if folder.exists():
-        return Run.open(folder)
-    run = a_run(folder, whole_config)
-    train(whole_config, run)
-    return run
+def uninterrupted(tmp_path_factory, whole_config, trained) -> Run:
+    """Trained once, by whoever comes first."""
+    if not trained:
+        run = a_run(tmp_path_factory.mktemp("runs") / "whole", whole_config)
+        train(whole_config, run)
+        trained.append(run)
+    return trained[0]
 
 
 def test_a_run_leaves_a_complete_folder(uninterrupted, whole_config, start):
@@ -614,7 +619,8 @@ def test_a_run_leaves_a_complete_folder(uninterrupted, whole_config, start):
     assert records[0]["step"] == 0
     assert "val/mixtures_si_sdri" in records[0]
     trained = next(record for record in records if "train/loss" in record)
-    names = "url crl cnt presence ratio clip_share entropy reward/total reward/semantic mask kappa".split()
+    names = ("url", "crl", "cnt", "presence", "ratio", "clip_share", "entropy", "mask", "kappa")
+    names += ("reward/total", "reward/semantic")
     assert {f"train/{name}" for name in names} <= trained.keys()
     assert uninterrupted.config(Config) == whole_config
     state = final(uninterrupted)
@@ -726,6 +732,7 @@ PROGRAM = """
 @pytest.mark.slow
 def test_two_processes_train_the_model_of_one_that_accumulates(tmp_path, rl_config):
     cfg = rl_config(accumulate=2, steps=3, validate_every=3)
+    set_up(cfg, World())  # encodes the texts, once for all
     alone, shared = a_run(tmp_path / "alone", cfg), a_run(tmp_path / "shared", cfg)
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
