@@ -32,6 +32,7 @@ from auralign.algorithms.training import TrainState, cosine_rate, decay_groups
 from auralign.errors import AuralignError, UsageError
 from auralign.models.separator import SeparatorModel
 from auralign.policy.exploration import Exploration
+from auralign.rewards.base import Scene
 from auralign.rewards.guard import GuardConfig
 from auralign.rewards.load import RewardConfig
 from auralign.rl.surrogate import Coefficients
@@ -50,7 +51,8 @@ HIGH = {"a bell", "a hiss", "a saw"}
 
 @pytest.fixture(autouse=True)
 def tiny(tiny_bisep, fake_backbones, monkeypatch) -> None:
-    monkeypatch.setattr(bisep_rl, "Backbones", type(fake_backbones))
+    monkeypatch.setattr(bisep_rl.Backbones, "calls", [], raising=False)
+    monkeypatch.setattr(bisep_rl.Backbones, "texts", type(fake_backbones).texts)
 
 
 @pytest.fixture(scope="module")
@@ -356,20 +358,19 @@ def test_the_network_opens_its_masks_for_a_reward_that_likes_them_open(rl_config
 
 def test_no_scene_has_a_reference(rl_config, toy, monkeypatch):
     made = []
-    real = bisep_rl.Scene
+    init = Scene.__init__
 
-    def recorded(**fields):
-        made.append(fields)
-        return real(**fields)
+    def recorded(self, *args, **fields):
+        init(self, *args, **fields)
+        made.append(self)
 
-    monkeypatch.setattr(bisep_rl, "Scene", recorded)
+    monkeypatch.setattr(Scene, "__init__", recorded)
     cfg = rl_config(rewards=toy(power), accumulate=2)
     parts, state, _ = set_up(cfg, World())
     for _ in range(2):
         update(cfg, parts, state, World())
     assert len(made) == 4
-    for fields in made:
-        scene = real(**fields)
+    for scene in made:
         assert scene.target is None
         assert scene.interferer is None
         assert scene.labels == ()
