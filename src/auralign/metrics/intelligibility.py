@@ -133,7 +133,8 @@ def _correlate(
 def _unit(x: Float64[Tensor, "*shape"], *, dim: int) -> Float64[Tensor, "*shape"]:
     """Centred and at length one along a dimension; what does not vary becomes zero."""
     x = x - x.mean(dim=dim, keepdim=True)
-    return x / (x.norm(dim=dim, keepdim=True) + _EPS)
+    length: Tensor = x.norm(dim=dim, keepdim=True)
+    return x / (length + _EPS)
 
 
 def _bands(
@@ -150,7 +151,7 @@ def _bands(
     frames = _frames(both) * window
     if frames.shape[1] < SEGMENT:
         return MetricResult(math.nan, TOO_LITTLE_SPEECH)
-    power = torch.fft.rfft(frames, N_FFT).abs().square()
+    power: Tensor = torch.fft.rfft(frames, N_FFT).abs().square()
     return (power @ third_octaves()).sqrt().transpose(1, 2)
 
 

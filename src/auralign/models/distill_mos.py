@@ -12,6 +12,8 @@ norm, attention pooling, sigmoid; :math:`1 + 4\sigma`.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,7 +38,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch frame dim"]) -> Float[Tensor, " batch"]:
         share = self.linear2(F.relu(self.linear1(x))).softmax(dim=1)
-        return self.linear3((share * x).sum(dim=1)).squeeze(1)
+        pooled: Tensor = self.linear3((share * x).sum(dim=1))
+        return pooled.squeeze(1)
 
 
 class _Encoder(nn.Module):
@@ -51,7 +54,9 @@ class _Encoder(nn.Module):
         self.transformer_encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
 
     def forward(self, x: Float[Tensor, "batch channel frame"]) -> Float[Tensor, "batch frame dim"]:
-        return self.transformer_encoder(self.linear_proj(self.norm(x).transpose(1, 2)) + self.pe)
+        frames: Tensor = self.linear_proj(self.norm(x).transpose(1, 2)) + self.pe
+        heard: Tensor = self.transformer_encoder(frames)
+        return heard
 
 
 class DistillMos(nn.Module):
@@ -64,7 +69,7 @@ class DistillMos(nn.Module):
         super().__init__()
         convs: list[nn.Module] = []
         last = len(WIDTHS) - 2
-        for i, (inputs, outputs) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+        for i, (inputs, outputs) in enumerate(pairwise(WIDTHS)):
             stride = (2 if i else 1, 2 if i == last else 1)
             convs += [nn.Conv2d(inputs, outputs, 3, stride, (0, 1)), nn.LeakyReLU(0.1)]
         self.cnn = nn.Sequential(*convs)
@@ -83,7 +88,7 @@ class DistillMos(nn.Module):
         bins = torch.view_as_real(spectrum * size ** (COMPRESSION - 1)).permute(0, 3, 1, 2)
         maps = self.cnn(bins).flatten(1, 2)
         frames = self.transformer(self.norm_input(maps))
-        pooled = self.pool(self.norm_trans(frames.transpose(1, 2)).transpose(1, 2))
+        pooled: Tensor = self.pool(self.norm_trans(frames.transpose(1, 2)).transpose(1, 2))
         return 1 + 4 * pooled.sigmoid()
 
 

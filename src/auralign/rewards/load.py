@@ -47,8 +47,35 @@ def _semantic(encoder: str = "reward-small") -> Reward:
     return reward
 
 
-BUILTIN: dict[str, Callable[..., Reward]] = {"semantic": _semantic, "fidelity": FidelityReward}
+def _speech(maker: str, *arguments: str) -> Callable[..., Reward]:
+    """What makes a reward of :mod:`auralign.rewards.speech`, which is imported when it is asked for."""
+
+    def make(*more: str) -> Reward:
+        speech = importlib.import_module("auralign.rewards.speech")
+        found: Reward = getattr(speech, maker)(*arguments, *more)
+        return found
+
+    return make
+
+
+BUILTIN: dict[str, Callable[..., Reward]] = {
+    "semantic": _semantic,
+    "fidelity": FidelityReward,
+    "dnsmos_ovrl": _speech("DnsMosReward", "ovrl"),
+    "dnsmos_sig": _speech("DnsMosReward", "sig"),
+    "dnsmos_bak": _speech("DnsMosReward", "bak"),
+    "dnsmos_p808": _speech("DnsMosReward", "p808"),
+    "speaker": _speech("speaker_reward"),
+    "speaker_mixture": _speech("speaker_reward", "mixture"),
+    "si_sdr": _speech("SiSdrReward"),
+    "pesq": _speech("pesq_reward"),
+    "estoi": _speech("estoi_reward"),
+    "spectral_features": _speech("FeatureReward"),
+    "speech_bert": _speech("speech_bert_reward"),
+}
 """What makes each reward that needs no path."""
+
+_WITH_ARGUMENT = ("semantic", "speech_bert")  # may be written name:argument
 
 
 @dataclass(frozen=True)
@@ -56,9 +83,11 @@ class RewardConfig:
     """One reward of a recipe: a ``[[rewards]]`` table."""
 
     path: str = "semantic"
-    """``semantic`` (or ``semantic:ENCODER``, a name or folder), ``fidelity``, or the dotted path of a function."""
+    """``semantic`` (or ``semantic:ENCODER``, a name or folder), ``fidelity``, for speech ``dnsmos_ovrl`` (``_sig``,
+    ``_bak``, ``_p808``), ``speaker``, ``speaker_mixture``, ``si_sdr``, ``pesq``, ``estoi``, ``spectral_features``,
+    ``speech_bert:PLACE@LAYER``, or the dotted path of a function."""
     name: str = ""
-    """Its name in logs; by default ``semantic``, ``fidelity`` or the function's."""
+    """Its name in logs; by default the built-in name or the function's."""
     weight: float = 1.0
     """Its share; below 0 punishes, 0 only logs."""
     normalise: Normalise = "none"
@@ -69,10 +98,11 @@ class RewardConfig:
     @property
     def title(self) -> str:
         """The name in logs."""
-        if self.path.startswith("semantic:"):
-            return self.name or "semantic"
-        if self.name or self.path.startswith("semantic:"):
-            return self.name or "semantic"
+        if self.name:
+            return self.name
+        kind, colon, _ = self.path.partition(":")
+        if colon and kind in _WITH_ARGUMENT:
+            return kind
         return self.path.replace(":", ".").rpartition(".")[2]
 
 
@@ -101,8 +131,8 @@ def load_reward(path: str, *, builtin: Mapping[str, Callable[..., Reward]] | Non
     """The reward of a name or dotted path.
 
     Args:
-        path: ``semantic``, ``semantic:ENCODER`` (a name or folder), ``fidelity``, ``module.function`` or
-            ``package.module:function``.
+        path: A name in :data:`BUILTIN`, ``semantic:ENCODER`` (a name or folder), ``speech_bert:PLACE@LAYER``,
+            ``module.function`` or ``package.module:function``.
         builtin: Makers of built-in rewards that replace those of :data:`BUILTIN`, for example with an encoder
             that is loaded already.
 
@@ -113,8 +143,9 @@ def load_reward(path: str, *, builtin: Mapping[str, Callable[..., Reward]] | Non
     known = {**BUILTIN, **(builtin or {})}
     if path in known:
         return known[path]()
-    if path.startswith("semantic:"):
-        return known["semantic"](path.removeprefix("semantic:"))
+    kind, given, argument = path.partition(":")
+    if given and kind in _WITH_ARGUMENT:
+        return known[kind](argument)
     where = f"reward {path!r}"
     module_name, colon, attribute = path.partition(":")
     if not colon:
