@@ -54,7 +54,11 @@ def published_measure(
 
 
 def mask_measure(
-    model: SeparatorModel, out: SeparatorPass, mixtures: Float[Tensor, "batch mix time"]
+    model: SeparatorModel,
+    out: SeparatorPass,
+    mixtures: Float[Tensor, "batch mix time"],
+    *,
+    claim: float = 0.0,
 ) -> Measure:
     r"""Ours: :math:`\frac{1}{50}\,\mathrm{error\ in\ dB} + \frac15\,\mathrm{BCE}` of a mask against the best one.
 
@@ -71,10 +75,14 @@ def mask_measure(
 
     def measure(logits: Tensor | None, mask: Tensor) -> Tensor:
         error = _ERROR * mask_error_db(mask, best, out.energy, source)
-        if logits is None:
+        if logits is not None:
+            entropy = F.binary_cross_entropy_with_logits(logits, best.clamp(0, 1), reduction="none")
+            return error + _ENTROPY * (entropy * weight).mean(dim=(2, 3))
+        if claim == 0:
             return error
-        entropy = F.binary_cross_entropy_with_logits(logits, best.clamp(0, 1), reduction="none")
-        return error + _ENTROPY * (entropy * weight).mean(dim=(2, 3))
+        inside = mask.clamp(1e-4, 1 - 1e-4)
+        entropy = F.binary_cross_entropy(inside, best.clamp(0, 1), reduction="none")
+        return error + claim * _ENTROPY * (entropy * weight).mean(dim=(2, 3))
 
     return measure
 

@@ -75,8 +75,10 @@ def loss_terms(
     if out is None:
         out = ask(cfg, model, batch, texts, phrased=teacher is not None)
     masks = torch.sigmoid(out.logits)
-    measure = published_measure if cfg.loss.form == "l1" else mask_measure
-    reconstruct = measure(model, out, batch.mixtures)
+    if cfg.loss.form == "l1":
+        reconstruct = published_measure(model, out, batch.mixtures)
+    else:
+        reconstruct = mask_measure(model, out, batch.mixtures, claim=cfg.loss.claim)
     terms = {
         "url": reconstruct(out.logits[:, :2], masks[:, :2]).sum(dim=1).mean(),
         "presence": _presence(out, batch, phrased=teacher is not None),
