@@ -84,3 +84,11 @@ def test_what_cannot_be_scored_is_nan_with_a_reason(voice):
         feature_score(est=clean, ref=clean, rate_hz=8000)
     with pytest.raises(UsageError, match="no match within"):
         best_match(est=torch.ones(1, 9, 2), ref=torch.ones(1, 2, 2), reach=3)
+
+
+def test_what_nobody_hears_in_a_pause_does_not_matter(voice):
+    clean = torch.from_numpy(voice(2.0, 130.0, 0))
+    clean[8000:16000] = 0.0
+    noise = torch.from_numpy(np.random.default_rng(1).standard_normal(32000).astype(np.float32))
+    assert feature_score(est=clean + 1e-5 * noise, ref=clean, rate_hz=16000).value > 0.995
+    assert feature_score(est=clean + 1e-2 * noise, ref=clean, rate_hz=16000).value < 0.95

@@ -17,6 +17,7 @@ from auralign.rewards.base import Scene
 from auralign.rewards.load import load_reward
 from auralign.rewards.workers import RewardWorkers
 
+WAIT_S = 250.0  # a worker imports torch first, which takes its time on a busy machine
 MODULE = """
 import os, time
 import torch
