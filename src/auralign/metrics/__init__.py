@@ -1,1 +1,1 @@
-"""Scores of separated sound. Evaluation only: nothing here is trained on, and nothing here loads a model."""
+"""Scores of separated and enhanced sound. A reward may wrap one, and reports then mark it as trained on."""
