@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ENCODERS := yamnet minilm efficientnet-lite0
 JUDGE := aisfx
+SPEECH := dnsmos resemblyzer distillmos
 
 export OMP_NUM_THREADS ?= 1
 
@@ -46,7 +47,7 @@ bench: env
 	@for area in $$($(BIN)/auralign bench); do echo "== $$area" >&2; $(BIN)/auralign bench $$area || exit $$?; done
 
 weights: env
-	@$(BIN)/auralign models download $(ENCODERS) $(JUDGE) > /dev/null
+	@$(BIN)/auralign models download $(ENCODERS) $(JUDGE) $(SPEECH) > /dev/null
 
 env: $(READY)
 

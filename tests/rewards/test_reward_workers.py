@@ -98,6 +98,7 @@ def test_a_worker_that_dies_is_an_error(module):
             workers.submit(scene())
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_parent_is_killed(module):
     code = """
 import sys, torch

@@ -20,6 +20,8 @@ TINY = {"widths": (16, 32, 48, 64), "fine": 8, "hidden": 32, "query_dim": 256}
 class Answering(nn.Module):
     """A network that gives every query the mask that a function of the frames' count makes."""
 
+    n_fft, hop = 1024, 256
+
     def __init__(self, make: Callable[[int, int], torch.Tensor], presence: float = 1.0) -> None:
         super().__init__()
         self.make, self.presence = make, presence

@@ -150,7 +150,7 @@ class SeparatorModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.net.parameters()).device
+        return next(self.parameters()).device
 
     @property
     def space(self) -> str:
