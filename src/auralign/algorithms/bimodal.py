@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def load_material(cfg: Config, encoder: RewardEncoder, splits: tuple[str, ...], 
     else:
         audio = _audio_features(sounds, encoder, crops, cfg.seed)
         cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_name(f".{cached.name}.tmp")
+        temporary = cached.with_name(f".{cached.name}.{os.getpid()}.tmp")
         save_file({"audio": audio.half()}, temporary)
         temporary.replace(cached)
         audio = audio.half().float()

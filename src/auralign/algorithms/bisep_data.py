@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ class Texts:
             vectors = torch.cat(parts)
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                temporary = file.with_name(f".{file.name}.{torch.randint(2**31, ()).item()}.tmp")
+                temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
                 save_file({"vectors": vectors}, temporary)
                 temporary.replace(file)
         unit = F.normalize(vectors[:, :pooled_dim].float(), dim=1)
