@@ -558,6 +558,7 @@ def test_bad_inputs_are_named_with_what_to_do(tmp_path, make_captioned, bisep_co
         ({"ema": 1.0}, "ema is 1.0"),
         ({"single_share": 0.0}, "single_share is 0.0"),
         ({"pairs": {"samples": 5000}}, "pairs.samples is 5000"),
+        ({"pairs": {"repeat": True}}, "repeated phrases add up by their sum"),
     ],
 )
 def test_impossible_configurations_name_the_value(bisep_config, changes, message):

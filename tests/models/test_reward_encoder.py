@@ -237,3 +237,12 @@ def test_the_shipped_encoder_prefers_clean_to_mixed_to_wrong():
     assert clean > mixed > wrong
     folder = Path(weights.path("reward-small"))
     assert sum(f.stat().st_size for f in folder.iterdir()) < 4_000_000
+
+
+def test_an_encoder_refuses_what_it_never_learned_and_stays_so_on_disk(tmp_path):
+    encoder = RewardEncoder(dim=8, hidden=8, pooling="mean", modalities=("text", "audio"))
+    encoder.save(tmp_path, {})
+    for one in (encoder, RewardEncoder.load(tmp_path)):
+        assert sorted(one.heads) == ["audio", "text"]
+        with pytest.raises(UsageError, match="takes no image"):
+            one.embed(torch.zeros(1, 1280), "image")
