@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from auralign.data.clip import Clip
+from auralign.data.readers.speech_base import SpeechPair
 from auralign.errors import DataError
 
 RULES: MappingProxyType[str, str] = MappingProxyType(
@@ -98,6 +99,7 @@ class Reading:
         notes: Things worth saying that are no errors.
         mixtures: Mixtures, for benchmark lists.
         skipped: Rows left out on purpose, by reason.
+        pairs: Noisy recordings with their clean speech, for speech enhancement sets.
 
     >>> Reading(clips=(Clip("1", "a.wav"),)).report
     ReadReport(found=1, missing=0, skipped={})
@@ -108,11 +110,13 @@ class Reading:
     notes: tuple[str, ...] = ()
     mixtures: tuple[MixtureItem, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    pairs: tuple[SpeechPair, ...] = ()
 
     @property
     def report(self) -> ReadReport:
         """Counts of found, missing and skipped rows."""
-        return ReadReport(len(self.clips) + len(self.mixtures), len(self.missing), dict(self.skipped))
+        found = len(self.clips) + len(self.mixtures) + len(self.pairs)
+        return ReadReport(found, len(self.missing), dict(self.skipped))
 
 
 class Collector:
@@ -127,6 +131,7 @@ class Collector:
         self.dataset, self.root = dataset, root
         self._clips: list[Clip] = []
         self._mixtures: list[MixtureItem] = []
+        self._pairs: list[SpeechPair] = []
         self._missing: list[Missing] = []
         self._notes: list[str] = []
         self._skipped: Counter[str] = Counter()
@@ -151,6 +156,10 @@ class Collector:
     def mixture(self, item: MixtureItem) -> None:
         """Add a mixture whose sounds are on disk."""
         self._mixtures.append(item)
+
+    def pair(self, pair: SpeechPair) -> None:
+        """Add a noisy recording whose sounds are on disk."""
+        self._pairs.append(pair)
 
     def miss(self, name: str, where: str, reason: str) -> None:
         """Count a row whose sound is not on disk."""
@@ -177,6 +186,7 @@ class Collector:
             tuple(self._notes),
             tuple(self._mixtures),
             dict(self._skipped),
+            tuple(self._pairs),
         )
         if reading.report.found:
             return reading

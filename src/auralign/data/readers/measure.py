@@ -7,7 +7,8 @@ from dataclasses import replace
 from auralign.audio.io import probe
 from auralign.data.clip import Clip
 from auralign.data.readers.base import Missing, Reading
-from auralign.errors import AudioError
+from auralign.data.readers.speech_base import with_header
+from auralign.errors import AudioError, DataError
 
 
 def measure(reading: Reading) -> Reading:
@@ -33,9 +34,24 @@ def measure(reading: Reading) -> Reading:
             mixtures.append(item)
         except AudioError as error:
             missing.append(Missing(item.id, item.target or item.mixture or "", str(error)))
-    bad = len(missing) - len(reading.missing)
+    pairs, uneven = [], 0
+    for pair in reading.pairs:
+        try:
+            pairs.append(with_header(pair))
+        except (AudioError, DataError) as error:
+            uneven += isinstance(error, DataError)
+            missing.append(Missing(pair.id, pair.noisy, str(error)))
+    bad = len(missing) - len(reading.missing) - uneven
     notes = (*reading.notes, f"{bad} files cannot be opened") if bad else reading.notes
-    return replace(reading, clips=tuple(clips), mixtures=tuple(mixtures), missing=tuple(missing), notes=notes)
+    notes = (*notes, f"{uneven} pairs differ in length") if uneven else notes
+    return replace(
+        reading,
+        clips=tuple(clips),
+        mixtures=tuple(mixtures),
+        missing=tuple(missing),
+        notes=notes,
+        pairs=tuple(pairs),
+    )
 
 
 def _measured(clip: Clip) -> Clip:
