@@ -3,9 +3,9 @@
     python benchmarks/bisep_study.py --captions corpora/captions --sounds corpora/soundbox -o runs/bisep_study
 
 Stage one is mix-and-separate on mixtures alone, which every arm starts from. In stage two each arm goes on for as many
-steps, at the same rate and on batches of the same seed, in its own form. All runs are ordinary run folders; finished
-ones are not trained again, an interrupted one goes on. `--curves FILE.svg` draws the learning curves of what is there.
-Then:
+steps, at the same rate and on batches of the same seed, in its own form. Semi-supervision of three and four sounds has one
+seed, MixIT and MixPIT too. All runs are ordinary run folders; finished ones are not trained again, an interrupted one
+goes on. `--only` takes patterns of names, `--curves FILE.svg` draws the learning curves of what is there. Then:
 
     auralign evaluate trial --list soundbox-captions-2 --query text --arm weak2=runs/bisep_study/weak2-s0/model,… -o …
 """
@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -28,6 +29,8 @@ FORMS: dict[str, tuple[str, ...]] = {
     "supervised5": ("supervision=supervised", "single_share=0.05"),
 }
 """Arms of stage two and what they change; the last two hear single sounds and are run for two sounds only."""
+BLIND = ("mixit", "mixpit")
+"""Controls without words, on the mixtures of two sounds, for as many steps as both stages together."""
 SOUNDS = (2, 3, 4)
 _COLOURS = {2: "#1b6ca8", 3: "#c05621", 4: "#2f855a"}
 _DASHES = {"mixtures": "", "weak": "6 3", "semi": "2 3", "supervised": "10 3", "supervised5": "1 5"}
@@ -45,9 +48,9 @@ def jobs(seeds: int) -> list[tuple[str, tuple[str, ...], str]]:
         for seed in range(seeds):
             start = f"warm{count}-s{seed if count == 2 else 0}"
             for form, changes in FORMS.items():
-                if count == 2 or not form.startswith("supervised"):
+                if count == 2 or form in ("mixtures", "weak") or (form == "semi" and seed == 0):
                     found.append((f"{form}{count}-s{seed}", (*changes, *split, f"seed={seed}"), start))
-    return found
+    return found + [(f"{form}-s0", ("seed=0",), "") for form in BLIND]
 
 
 def train(name: str, changes: tuple[str, ...], start: str, options: argparse.Namespace) -> None:
@@ -60,7 +63,9 @@ def train(name: str, changes: tuple[str, ...], start: str, options: argparse.Nam
     else:
         values = [f"corpus={options.captions}", f"sounds={options.sounds}", *changes]
         values += [f"start={options.out / start / 'model'}"] if start else []
-        recipe = "bisep_small.toml" if start else "bisep_start_small.toml"
+        form = name.partition("-")[0]
+        first = f"{form}_small.toml" if form in BLIND else "bisep_start_small.toml"
+        recipe = "bisep_small.toml" if start else first
         command = ["train", str(RECIPES / recipe), "--out", str(folder)]
         command += [part for value in values for part in ("--set", value)]
     print(name, file=sys.stderr)
@@ -146,11 +151,12 @@ def main() -> None:
     parser.add_argument("--sounds", type=Path, default=Path("corpora/soundbox"))
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/bisep_study"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of run names, such as 'weak[34]*'")
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--curves", type=Path, help="only draw the learning curves of what is there")
     options = parser.parse_args()
     if options.curves is None:
-        every = jobs(options.seeds)
+        every = [job for job in jobs(options.seeds) if any(fnmatch(job[0], p) for p in options.only)]
         for stage in (True, False):
             part = [job for job in every if job[0].startswith("warm") == stage]
             with ThreadPoolExecutor(options.workers) as pool:

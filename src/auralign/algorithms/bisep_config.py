@@ -25,7 +25,7 @@ class LossConfig:
     """Cross-entropy of the presence score (not in the paper)."""
     consistency: Literal["sum", "union"] = "union"
     """What the phrases of a mixture must add up to it by: the sum of their masks (published) or their union."""
-    claim: float = 0.0
+    claim: float = 3.0
     """With ``db``, weight of the cross-entropy of the phrases together beside that of captions (1: as heavy)."""
     rows: int = 16
     """Estimates of a micro-batch that the encoder hears, drawn at random (0: all, as published)."""
