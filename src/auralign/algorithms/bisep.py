@@ -58,6 +58,7 @@ from auralign.algorithms.training import (
     decay_groups,
 )
 from auralign.errors import UsageError
+from auralign.models.separator import SeparatorModel
 from auralign.runtime.device import training_device
 from auralign.runtime.distributed import World, world
 from auralign.runtime.run import Run
@@ -71,7 +72,7 @@ log = logging.getLogger(__name__)
 
 
 def update(
-    cfg: Config, mixer: PairMixer, teacher: Teacher | None, state: TrainState, here: World
+    cfg: Config, mixer: PairMixer, teacher: Teacher | None, state: TrainState[SeparatorModel], here: World
 ) -> dict[str, float]:
     """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
     model, optimiser = state.model.train(), state.optimiser
@@ -135,7 +136,9 @@ def train(cfg: Config, run: Run) -> None:
         state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
 
 
-def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, float]) -> None:
+def _record(
+    cfg: Config, state: TrainState[SeparatorModel], tracker: Tracker, values: dict[str, float]
+) -> None:
     """Every so often the numbers of a step."""
     if state.step % 25 and state.step != 1:
         return
@@ -147,7 +150,12 @@ def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, 
 
 
 def _keep(
-    cfg: Config, watcher: Watcher, state: TrainState, tracker: Tracker, run: Run, stopping: bool
+    cfg: Config,
+    watcher: Watcher,
+    state: TrainState[SeparatorModel],
+    tracker: Tracker,
+    run: Run,
+    stopping: bool,
 ) -> None:
     """Every so often a validation and a checkpoint; a run that must stop only writes the checkpoint."""
     if state.step % cfg.validate_every and state.step != cfg.steps:

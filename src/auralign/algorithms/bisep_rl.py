@@ -221,7 +221,7 @@ def policy_terms(
     return loss, numbers | roll.numbers | {"mask": mean_mask(proposal.detach(), energy)}
 
 
-def update(cfg: Config, parts: Parts, state: TrainState, here: World) -> dict[str, float]:
+def update(cfg: Config, parts: Parts, state: TrainState[SeparatorModel], here: World) -> dict[str, float]:
     """One step; batch-norm statistics stay as BiSep left them."""
     model, optimiser = state.model.eval(), state.optimiser
     for group in optimiser.param_groups:
@@ -251,7 +251,7 @@ def update(cfg: Config, parts: Parts, state: TrainState, here: World) -> dict[st
     return {**totals, "gradient_norm": float(norm), "rate": optimiser.param_groups[0]["lr"]}
 
 
-def set_up(cfg: Config, here: World) -> tuple[Parts, TrainState, Watcher]:
+def set_up(cfg: Config, here: World) -> tuple[Parts, TrainState[SeparatorModel], Watcher]:
     """Everything of a fresh run."""
     if cfg.accumulate % here.size:
         raise UsageError(
@@ -341,7 +341,7 @@ def train(cfg: Config, run: Run) -> None:
 
 
 def _look(
-    state: TrainState, watcher: Watcher, guard: Guard, tracker: Tracker | None, run: Run
+    state: TrainState[SeparatorModel], watcher: Watcher, guard: Guard, tracker: Tracker | None, run: Run
 ) -> Verdict | None:
     """Validation of the averaged weights, and what the guard says of it; every process sees the same."""
     scores = watcher(state.average.model)
@@ -354,7 +354,9 @@ def _look(
     return verdict
 
 
-def _record(cfg: Config, state: TrainState, tracker: Tracker | None, values: dict[str, float]) -> None:
+def _record(
+    cfg: Config, state: TrainState[SeparatorModel], tracker: Tracker | None, values: dict[str, float]
+) -> None:
     """Every so often the numbers of a step."""
     if tracker is None or (state.step % 20 and state.step != 1):
         return

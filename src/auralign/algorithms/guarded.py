@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from auralign.algorithms.training import TrainState
 from auralign.errors import AuralignError
+from auralign.models.separator import SeparatorModel
 from auralign.rewards.guard import Reading, Verdict
 from auralign.runtime.checkpoint import load_checkpoint
 from auralign.runtime.distributed import World
@@ -27,7 +29,7 @@ def stops(verdict: Verdict | None) -> bool:
     return verdict is not None and verdict.action == "stop"
 
 
-def go_back(run: Run, state: TrainState, verdict: Verdict, tracker: Tracker | None) -> None:
+def go_back(run: Run, state: TrainState[Any], verdict: Verdict, tracker: Tracker | None) -> None:
     """Return to the best weights; the step goes on, so that the same batches do not come again."""
     log.warning("%s", verdict)
     if tracker is not None:
@@ -40,7 +42,7 @@ def go_back(run: Run, state: TrainState, verdict: Verdict, tracker: Tracker | No
     state.load_weights(load_checkpoint(best).state)
 
 
-def export(run: Run, state: TrainState, here: World) -> None:
+def export(run: Run, state: TrainState[SeparatorModel], here: World) -> None:
     """Write the averaged weights as a model of the run."""
     if here.is_first:
         state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})

@@ -93,7 +93,7 @@ def roll_out(
     )
 
 
-def update(cfg: Config, parts: Parts, state: TrainState, here: World) -> dict[str, float]:
+def update(cfg: Config, parts: Parts, state: TrainState[SeparatorModel], here: World) -> dict[str, float]:
     """One draw of the policy and its inner epochs; batch-norm statistics stay as supervision left them."""
     model, optimiser = state.model.eval(), state.optimiser
     for group in optimiser.param_groups:
@@ -222,7 +222,7 @@ def train(cfg: Config, run: Run) -> None:
 def _look(
     cfg: Config,
     parts: Parts,
-    state: TrainState,
+    state: TrainState[SeparatorModel],
     watcher: Watcher,
     guard: Guard,
     tracker: Tracker | None,
@@ -248,7 +248,9 @@ def _look(
     return verdict
 
 
-def _record(cfg: Config, state: TrainState, tracker: Tracker | None, values: dict[str, float]) -> None:
+def _record(
+    cfg: Config, state: TrainState[SeparatorModel], tracker: Tracker | None, values: dict[str, float]
+) -> None:
     """Every so often the numbers of a step."""
     if tracker is None or (state.step % 20 and state.step != 1):
         return

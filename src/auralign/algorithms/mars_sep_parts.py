@@ -41,7 +41,7 @@ class Parts:
         return decision.scene(estimate, self.corpus.labels, [group[0] for group in self.corpus.texts])
 
 
-def set_up(cfg: Config, here: World) -> tuple[Parts, TrainState, Watcher]:
+def set_up(cfg: Config, here: World) -> tuple[Parts, TrainState[SeparatorModel], Watcher]:
     """Everything of a fresh run."""
     if cfg.accumulate % here.size:
         raise UsageError(

@@ -176,7 +176,7 @@ def loss_terms(
     return {"loss": loss.mean(), "empty": (taken == 0).float().mean()}
 
 
-def update(cfg: Config, mixer: PairMixer, state: TrainState, here: World) -> dict[str, float]:
+def update(cfg: Config, mixer: PairMixer, state: TrainState[SeparatorModel], here: World) -> dict[str, float]:
     """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
     model, optimiser = state.model.train(), state.optimiser
     for group in optimiser.param_groups:
@@ -246,7 +246,9 @@ def load_pairs(cfg: Config) -> PairMixer:
     return PairMixer(sounds, None, texts, replace(cfg.pairs, absent_phrase=True))
 
 
-def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, float]) -> None:
+def _record(
+    cfg: Config, state: TrainState[SeparatorModel], tracker: Tracker, values: dict[str, float]
+) -> None:
     """Every so often the numbers of a step."""
     if state.step % 25 and state.step != 1:
         return
@@ -258,7 +260,12 @@ def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, 
 
 
 def _keep(
-    cfg: Config, watcher: Watcher, state: TrainState, tracker: Tracker, run: Run, stopping: bool
+    cfg: Config,
+    watcher: Watcher,
+    state: TrainState[SeparatorModel],
+    tracker: Tracker,
+    run: Run,
+    stopping: bool,
 ) -> None:
     """Every so often a validation and a checkpoint; a run that must stop only writes the checkpoint."""
     if state.step % cfg.validate_every and state.step != cfg.steps:

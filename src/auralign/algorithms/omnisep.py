@@ -174,7 +174,7 @@ def build(cfg: Config, corpus: Corpus) -> SeparatorModel:
 
 
 def update(
-    cfg: Config, corpus: Corpus, banks: QueryBanks, state: TrainState, here: World
+    cfg: Config, corpus: Corpus, banks: QueryBanks, state: TrainState[SeparatorModel], here: World
 ) -> dict[str, float]:
     """One step: this process's share of the micro-batches, averaged gradients, one AdamW update."""
     model, optimiser = state.model.train(), state.optimiser
@@ -238,7 +238,9 @@ def train(cfg: Config, run: Run) -> None:
         state.average.model.save(run.path / "model", {"name": run.path.name, "recipe": run.table()})
 
 
-def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, float]) -> None:
+def _record(
+    cfg: Config, state: TrainState[SeparatorModel], tracker: Tracker, values: dict[str, float]
+) -> None:
     """Every so often the numbers of a step."""
     if state.step % 50 and state.step != 1:
         return
@@ -249,7 +251,9 @@ def _record(cfg: Config, state: TrainState, tracker: Tracker, values: dict[str, 
     log.info("step %d of %d: %s", state.step, cfg.steps, {k: round(v, 4) for k, v in values.items()})
 
 
-def _keep(cfg: Config, corpus: Corpus, state: TrainState, tracker: Tracker, run: Run, stopping: bool) -> None:
+def _keep(
+    cfg: Config, corpus: Corpus, state: TrainState[SeparatorModel], tracker: Tracker, run: Run, stopping: bool
+) -> None:
     """Every so often a validation, sounds and a checkpoint; a run that must stop only writes the checkpoint."""
     if state.step % cfg.validate_every and state.step != cfg.steps:
         if stopping:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from auralign.runtime.distributed import World
 from auralign.runtime.run import Run
 from auralign.runtime.seed import derive
 from auralign.runtime.tracker import Tracker
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -108,20 +110,20 @@ def equalise(
     return out * power.sqrt()
 
 
-class Averager:
-    """Exponential moving average of a separator's parameters; buffers are copied.
+class Averager(Generic[Model]):
+    """Exponential moving average of a model's parameters; buffers are copied.
 
     Args:
         model: What to follow.
         decay: Weight of the past; the first steps use ``(1 + n) / (10 + n)`` where that is smaller.
     """
 
-    def __init__(self, model: SeparatorModel, decay: float) -> None:
-        self.model: SeparatorModel = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.count = decay, 0
 
     @torch.no_grad()
-    def update(self, model: SeparatorModel) -> None:
+    def update(self, model: Model) -> None:
         """Take one more step into account."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
@@ -156,15 +158,15 @@ class Stateful(Protocol):
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Model]):
     """Everything that changes during a run, and what a checkpoint holds.
 
     Attributes:
         more: Further parts of an algorithm's state by name, each with ``state_dict`` and ``load_state_dict``.
     """
 
-    model: SeparatorModel
-    average: Averager
+    model: Model
+    average: Averager[Model]
     optimiser: torch.optim.Optimizer
     step: int = 0
     more: Mapping[str, Stateful] = field(default_factory=dict)

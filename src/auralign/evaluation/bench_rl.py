@@ -118,7 +118,7 @@ def _case(work: Work, root: Path, encoder: RewardEncoder, repeats: int) -> dict[
     }
 
 
-def _state(model: SeparatorModel, rate: float, decay: float) -> TrainState:
+def _state(model: SeparatorModel, rate: float, decay: float) -> TrainState[SeparatorModel]:
     own = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(decay_groups(own, 0.02), lr=rate, betas=(0.9, 0.98))
     return TrainState(own, Averager(own, decay), optimiser)
