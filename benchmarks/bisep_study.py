@@ -3,9 +3,9 @@
     python benchmarks/bisep_study.py --captions corpora/captions --sounds corpora/soundbox -o runs/bisep_study
 
 Stage one is mix-and-separate on mixtures alone, which every arm starts from. In stage two each arm goes on for as many
-steps, at the same rate and on batches of the same seed, in its own form. Semi-supervision of three and four sounds has one
-seed, MixIT and MixPIT too. All runs are ordinary run folders; finished ones are not trained again, an interrupted one
-goes on. `--only` takes patterns of names, `--curves FILE.svg` draws the learning curves of what is there. Then:
+steps, at the same rate and on batches of the same seed, in its own form. Semi-supervision of three and four sounds has
+one seed, MixIT and MixPIT too. All runs are ordinary run folders; finished ones are not trained again, an interrupted
+one goes on. `--only` takes patterns of names, `--curves FILE.svg` draws the learning curves of what is there. Then:
 
     auralign evaluate trial --list soundbox-captions-2 --query text --arm weak2=runs/bisep_study/weak2-s0/model,… -o …
 """

@@ -152,7 +152,8 @@ def naive_terms(
             audio.append(teacher.encoder.audio(as_loud_as(wave, whole[heard])))
             item.append(heard.nonzero()[:, 0])
             number.append(batch.phrases[heard, n, k])
-        crl = crl + (mask_measure(model, out, mixture)(None, 1 - unclaimed)[:, 0] * batch.weak[:, n]).mean()
+        together = mask_measure(model, out, mixture, claim=cfg.loss.claim)(None, 1 - unclaimed)[:, 0]
+        crl = crl + (together * batch.weak[:, n]).mean()
     ask(batch.absent, torch.ones_like(batch.weak[:, 0]), 0.0)
     rows = torch.cat(number)
     unit = texts.unit[rows.cpu()]
