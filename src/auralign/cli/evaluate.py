@@ -126,14 +126,68 @@ class Reward:
     """Print the summary as JSON."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Enhancement:
+    """Compare speech enhancers on the same noisy recordings, each also with the input; what is finished is kept."""
+
+    arms: Annotated[UseAppendAction[tuple[str, ...]], arg(name="arm", metavar="NAME[=MODEL,MODEL,…]")] = ()
+    """A system: noisy, clean, log-mmse, nsnet2, gtcrn, a model; or NAME=MODELS, one a seed. MODEL@4 takes 4 steps."""
+
+    vs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
+    """Arm that the others are compared with, recording by recording; by default the input."""
+
+    base: Annotated[str, arg(metavar="NAME")] = ""
+    """Arm that the vetoes guard: which arms lost nothing against it, and which safe one is best?"""
+
+    best_by: Annotated[str, arg(metavar="METRIC")] = "dnsmos_ovrl"
+    """Metric that chooses among the safe arms."""
+
+    lists: Annotated[UseAppendAction[tuple[str, ...]], arg(name="list", metavar="NAME")] = ()
+    """Frozen list: speech-val, speech-dry, speech-reverb, speech-real; by default dry and reverb."""
+
+    pairs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KIND=DIR[:PART]")] = ()
+    """A public set: voicebank-demand, dns2020, librimix, wham or sgmse, its folder, and which part of it."""
+
+    speech: Annotated[Path, arg(metavar="DIR")] = Path("corpora/speech")
+    """The speech corpus of the lists."""
+
+    soundbox: Annotated[Path, arg(metavar="DIR")] = Path("corpora/soundbox")
+    """The corpus that their noises come from."""
+
+    metrics: Annotated[str, arg(metavar="NAME,NAME,…")] = ""
+    """Metrics; all by default."""
+
+    loudness: Literal["keep", "equal"] = "keep"
+    """Whether DNSMOS and the speaker encoder hear outputs as they are, or all at one loudness."""
+
+    limit: Annotated[int, arg(metavar="N")] = 0
+    """Only the first N recordings of each list; 0 takes all."""
+
+    seed: int = 0
+    """Seed of the enhancers' noise and the bootstrap."""
+
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Folder for rows, summary.json, table.md and report.html; one with finished rows is completed."""
+
+    rows: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of finished rows that several evaluations share; by default the output's own."""
+
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    json: Flag = False
+    """Print the summary as JSON."""
+
+
 Options = (
     Annotated[Separation, subcommand("separation")]
     | Annotated[Trial, subcommand("trial")]
     | Annotated[Reward, subcommand("reward")]
+    | Annotated[Enhancement, subcommand("enhancement")]
 )
 
 
-def run(options: Separation | Trial | Reward) -> int:
+def run(options: Separation | Trial | Reward | Enhancement) -> int:
     """Does what the sub-verb says; 1 when some items could not be scored because of an error."""
     show_log()
     match options:
@@ -143,6 +197,8 @@ def run(options: Separation | Trial | Reward) -> int:
             return _trial(options)
         case Reward():
             return _reward(options)
+        case Enhancement():
+            return _enhancement(options)
 
 
 def _separation(options: Separation) -> int:
@@ -238,3 +294,42 @@ def _reward(options: Reward) -> int:
         print_table(pairs, list(dict.fromkeys(key for row in pairs for key in row)))
     unscored = sum(bool(row.get("reason")) for row in report.table.rows)
     return 1 if unscored else 0
+
+
+def _enhancement(options: Enhancement) -> int:
+    if options.out is None:
+        raise UsageError("an evaluation needs a folder for its rows", where="--out", hint="add -o DIR")
+    if not options.arms:
+        raise UsageError("there is nothing to compare", where="--arm", hint="for instance --arm log-mmse")
+    from auralign.evaluation import enhancement
+    from auralign.evaluation.enhancement_items import LISTS, read_lists, read_pairs
+    from auralign.evaluation.enhancement_page import difference_rows, mean_rows
+    from auralign.evaluation.enhancement_systems import NOISY, parse_arms
+    from auralign.runtime.device import pick
+
+    asked = (*options.vs, *filter(None, (options.base,)))
+    cfg = enhancement.EnhancementConfig(
+        arms=parse_arms((NOISY, *options.arms, *asked)),
+        versus=options.vs or (NOISY,),
+        base=options.base,
+        best_by=options.best_by,
+        metrics=tuple(name.strip() for name in options.metrics.split(",") if name.strip()),
+        loudness=options.loudness,
+        seed=options.seed,
+        device=str(pick(options.device).device),
+        rows=options.rows,
+    )
+    limit = options.limit or None
+    lists = options.lists or (() if options.pairs else LISTS)
+    items = read_lists(lists, speech=options.speech, soundbox=options.soundbox, limit=limit)
+    items += read_pairs(options.pairs, limit=limit)
+    with Progress() as progress:
+        result = enhancement.run_enhancement(cfg, items, options.out, on_progress=progress)
+    if options.json:
+        print_json(result.summary)
+    else:
+        for rows in (mean_rows(result.summary), difference_rows(result.summary), result.summary["vetoes"]):
+            if rows:
+                print_table(rows, list(rows[0]))
+        print(options.out / "report.html")
+    return 1 if result.failed else 0

@@ -1,4 +1,4 @@
-"""The rows of a trial on disk: one file an arm, seed and list, appended as mixtures are finished."""
+"""Rows of scores on disk: one file an arm, seed and list, appended as items are finished."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from auralign.errors import DataError
 from auralign.evaluation.table import Row
 
 Key = tuple[str, ...]
-
-
-def key_of(row: Row) -> Key:
-    """What makes a row the same row: list, item, query, arm and the weights that answered."""
-    return tuple(str(row[name]) for name in ("list", "id", "query", "arm", "model"))
+TRIAL_KEY = ("list", "id", "query", "arm", "model")
+"""List, item, query, arm and the weights that answered."""
 
 
 class RowFiles:
@@ -25,19 +22,28 @@ class RowFiles:
 
     Args:
         folder: Made when missing.
+        key: Columns that make a row the same row.
+        file: Columns that name its file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        key: tuple[str, ...] = TRIAL_KEY,
+        file: tuple[str, ...] = ("arm", "seed", "list"),
+    ) -> None:
+        self._key, self._file = key, file
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         for path in folder.glob("*.jsonl"):
             _cut_torn_line(path)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows, each to the file of its arm, seed and list."""
+        """Add rows, each to its file."""
         lines: dict[str, list[str]] = defaultdict(list)
         for row in rows:
-            name = re.sub(r"[^\w.-]+", "_", f"{row['arm']}-{row['seed']}-{row['list']}")
+            name = re.sub(r"[^\w.-]+", "_", "-".join(str(row[column]) for column in self._file))
             plain = {
                 key: None if isinstance(cell, float) and not math.isfinite(cell) else cell
                 for key, cell in row.items()
@@ -54,7 +60,7 @@ class RowFiles:
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 try:
                     row = json.loads(line)
-                    found[key_of(row)] = row
+                    found[tuple(str(row[name]) for name in self._key)] = row
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(
                         "the row cannot be read",

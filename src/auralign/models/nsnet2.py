@@ -71,4 +71,5 @@ class Nsnet2:
         frames = torch.fft.irfft(spec, WINDOW) * self._window
         size = (1, (frames.shape[1] + 1) * HOP)
         added = F.fold(frames.transpose(1, 2), size, (1, WINDOW), stride=(1, HOP))
-        return added[:, 0, 0, :length]
+        cut: Tensor = added[:, 0, 0, :length]
+        return cut
