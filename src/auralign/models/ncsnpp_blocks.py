@@ -139,7 +139,8 @@ class ResidualBlock(nn.Module):
         h = self.conv_1(h) + self.time(F.silu(time))[:, :, None, None]
         h = self.conv_2(F.silu(self.norm_2(h)))
         shortcut: Tensor = self.shortcut(self.resample(x))
-        return (shortcut + h) / math.sqrt(2)
+        out: Tensor = (shortcut + h) / math.sqrt(2)
+        return out
 
 
 class Attention(nn.Module):
@@ -157,7 +158,8 @@ class Attention(nn.Module):
         places = self.norm(x).flatten(2).transpose(1, 2)
         heard = F.scaled_dot_product_attention(self.query(places), self.key(places), self.value(places))
         h: Tensor = self.out(heard).transpose(1, 2).reshape(x.shape)
-        return (x + h) / math.sqrt(2)
+        out: Tensor = (x + h) / math.sqrt(2)
+        return out
 
 
 class HearInput(nn.Module):
