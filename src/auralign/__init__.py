@@ -7,42 +7,68 @@ Importing this package loads no model, touches no network and writes nothing::
     out = auralign.separate("mix.wav", "violin")
     out.target, out.residual, out.rate_hz, out.presence
     out.save("out")
+
+    out = auralign.enhance("call.wav", strength=0.8)
+    out.enhanced, out.residual, out.rate_hz
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from auralign.errors import AudioError, AuralignError, DataError, ModelUnavailableError, UsageError
+from auralign.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from auralign.enhancement import Enhancement, SpeechEnhancer
     from auralign.separation import Query, Separation, Separator
 
-__version__ = "0.1.0"
 __all__ = [
     "AudioError",
     "AuralignError",
     "DataError",
+    "Enhancement",
     "ModelUnavailableError",
     "Query",
     "Separation",
     "Separator",
+    "SpeechEnhancer",
     "UsageError",
+    "__version__",
+    "enhance",
     "load",
     "separate",
 ]
 
-_LAZY = ("Query", "Separation", "Separator")
+_LAZY = {
+    "Query": "auralign.separation",
+    "Separation": "auralign.separation",
+    "Separator": "auralign.separation",
+    "Enhancement": "auralign.enhancement",
+    "SpeechEnhancer": "auralign.enhancement",
+}
 _loaded: dict[str, Any] = {}
 
 
-def load(model: str = "mars-sep-small", *, device: str = "auto") -> Separator:
-    """A separator, loaded once for many files and many queries.
+@overload
+def load(  # type: ignore[overload-overlap]  # the other names are separators
+    model: Literal["flowse-grpo-small", "flowse-small", "log-mmse"], *, device: str = "auto"
+) -> SpeechEnhancer: ...
+@overload
+def load(model: str = "mars-sep-small", *, device: str = "auto") -> Separator: ...
+def load(model: str = "mars-sep-small", *, device: str = "auto") -> Any:
+    """A model, loaded once for many files: a :class:`Separator`, or a :class:`SpeechEnhancer`.
 
     Args:
-        model: Name (see ``auralign models list``) or folder of a trained model.
-        device: ``auto`` or ``cpu``.
+        model: Name (see ``auralign models list``, or ``log-mmse``) or folder of a trained model.
+        device: ``auto`` or ``cpu``; enhancement also takes ``cuda`` and ``mps``.
     """
+    from auralign.enhancement import is_enhancer
+
+    if is_enhancer(model):
+        from auralign.enhancement import SpeechEnhancer
+
+        return SpeechEnhancer.load(model, device=device)
     from auralign.separation import Separator
 
     return Separator.load(model, device=device)
@@ -59,14 +85,36 @@ def separate(source: Any, *queries: Query | str, model: str = "mars-sep-small") 
     Returns:
         A :class:`Separation`, or a list of them for several queries.
     """
-    if model not in _loaded:
-        _loaded[model] = load(model)
-    return _loaded[model].separate(source, *queries)
+    from auralign.separation import Separator
+
+    return _kept(Separator, model).separate(source, *queries)
+
+
+def enhance(source: Any, *, model: str = "flowse-grpo-small", **treatment: Any) -> Enhancement:
+    """Take the noise out of a recording of speech.
+
+    Args:
+        source: A path, a file object, or ``(array, rate_hz)`` with the array as channel x time.
+        model: Name or folder of the model; it stays loaded for the next call.
+        treatment: ``strength``, ``steps``, ``seed``, ``upper``, ``channels``: see :meth:`SpeechEnhancer.enhance`.
+    """
+    from auralign.enhancement import SpeechEnhancer
+
+    found: Enhancement = _kept(SpeechEnhancer, model).enhance(source, **treatment)
+    return found
+
+
+def _kept(kind: Any, model: str) -> Any:
+    """A model of one kind, loaded at most once."""
+    key = f"{kind.__name__} {model}"
+    if key not in _loaded:
+        _loaded[key] = kind.load(model)
+    return _loaded[key]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        import auralign.separation
+        import importlib
 
-        return getattr(auralign.separation, name)
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'auralign' has no attribute {name!r}")

@@ -10,10 +10,9 @@ import soundfile
 
 from auralign.audio.io import read
 from auralign.audio.writer import AudioWriter
+from auralign.batch.names import FORMATS, RESIDUAL, plan
 from auralign.errors import AudioError, UsageError
 from auralign.separation import Query, SeparateOptions, Separator
-from auralign.separation.plan import FORMATS, plan
-from auralign.separation.query import RESIDUAL
 
 RATE_HZ = 16000
 
@@ -325,7 +324,7 @@ def test_a_dry_run_touches_nothing(half, mix, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["write", "close", "manifest"])
 def test_an_interruption_anywhere_leaves_no_file(error, place, half, mix, tmp_path, monkeypatch):
     calls = 0
-    target = "auralign.separation.manifest.digest_of" if place == "manifest" else None
+    target = "auralign.batch.manifest.digest_of" if place == "manifest" else None
     original = None if target else getattr(AudioWriter, place)
 
     def fail(*arguments, **options):
@@ -363,7 +362,7 @@ def test_after_an_interrupted_overwrite_nothing_old_passes_for_new(half, mix, tm
 
         patch.setattr(AudioWriter, "close", stop)
         patch.setattr(  # as when the power fails: what is there stays
-            "auralign.separation.files._undo", lambda writers, _: [one.discard() for one in writers]
+            "auralign.batch.files._undo", lambda writers, _: [one.discard() for one in writers]
         )
         with pytest.raises(KeyboardInterrupt):
             half.separate_files([mix], ["violin"], SeparateOptions(out=tmp_path / "o", level="peak"))
@@ -488,7 +487,7 @@ def test_queries_of_one_name_get_names_of_their_own(half, mix, tmp_path):
 
 
 def test_plans_name_paths_for_every_stem_of_every_input(tmp_path):
-    jobs = plan(["x/a.flac", "b.mp3"], ["dog", "cat"], SeparateOptions(out=tmp_path))
+    jobs = plan(["x/a.flac", "b.mp3"], ["dog", "cat", RESIDUAL], SeparateOptions(out=tmp_path))
     assert [job.track for job in jobs] == ["a", "b"]
     assert jobs[0].paths == {stem: tmp_path / "a" / f"{stem}.flac" for stem in ("dog", "cat", RESIDUAL)}
     assert jobs[1].paths[RESIDUAL] == tmp_path / "b" / "residual.wav"

@@ -7,9 +7,10 @@ import pytest
 import soundfile
 import torch
 
+from auralign.batch.names import slug
 from auralign.errors import AudioError, AuralignError, UsageError
 from auralign.models.separator import SeparatorModel
-from auralign.separation.query import Query, encode, slug, stem_names
+from auralign.separation.query import Query, encode, stem_names
 
 SOUNDS = Path(__file__).parents[1] / "fixtures" / "sounds"
 

@@ -24,6 +24,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 14
 
 COMMANDS = {
     "separate": "take a sound out of recordings by text, picture or example",
+    "enhance": "take the noise out of recordings of speech",
     "train": "train a model from a recipe",
     "resume": "go on with a run where it stopped",
     "evaluate": "score a model on frozen test mixtures",
@@ -37,6 +38,7 @@ COMMANDS = {
 EXAMPLES = """\
   auralign separate mix.wav -q violin -o out --report
   auralign separate *.flac -q "dog barking" --not speech
+  auralign enhance call.wav --strength 0.8 -o out
   auralign train recipes/omnisep_small.toml --set steps=2000
   auralign doctor"""
 
@@ -78,7 +80,7 @@ def top_help() -> str:
     lines = [f"  {name:<{width}}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            f"auralign {__version__}: separate a sound from a recording by asking for it",
+            f"auralign {__version__}: separate a sound from a recording by asking for it, and enhance speech",
             "",
             "usage: auralign COMMAND [options]",
             "",

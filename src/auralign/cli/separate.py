@@ -7,7 +7,6 @@ the recording. Files keep their rate, channels, length and start. One bad file d
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +14,9 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from auralign.cli.inputs import STDIN, expand, with_stdin_as_file
 from auralign.cli.options import Flag
-from auralign.cli.terminal import Progress, print_json, say, show_log
-from auralign.errors import AuralignError, UsageError
+from auralign.cli.outcomes import check_stdout, tell, to_stdout, under_given_names, write_page
+from auralign.cli.terminal import Progress, show_log
+from auralign.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +92,22 @@ def run(options: Options) -> int:
     with with_stdin_as_file(paths) as files:
         names = dict(zip(files, paths, strict=True))
         if options.out == STDIN:
-            return _to_stdout(options, files, names)
-        outcomes = _named(_separate(options, files, Path(options.out)), names)
-        page, problem = _report(options, outcomes)
+            wav = dataclasses.replace(options, format="wav", name="{stem}.{ext}")
+            failed = to_stdout(
+                lambda folder: under_given_names(_separate(wav, files, folder), names), quiet=options.quiet
+            )
+            return _tell(options, failed, None)
+        outcomes = under_given_names(_separate(options, files, Path(options.out)), names)
+        wanted = options.report and not options.dry_run
+        page, problem = write_page(options.out, outcomes) if wanted else (None, None)
     code = _tell(options, outcomes, page)
     if problem is not None:
         raise problem
     return code
+
+
+def _tell(options: Options, outcomes: list[Any], page: Path | None) -> int:
+    return tell(outcomes, page, json=options.json, quiet=options.quiet, fields=("presence",))
 
 
 def _check(options: Options, paths: list[str]) -> None:
@@ -110,17 +119,9 @@ def _check(options: Options, paths: list[str]) -> None:
     for path in (*options.image, *options.audio):
         if not path.is_file():
             raise UsageError("the query's file does not exist", where=str(path))
-    if options.out == STDIN and (len(paths) > 1 or (number > 1 and not options.combine)):
-        raise UsageError("standard output takes one input and one stem", where="-o -", hint="give a folder")
-    if options.out == STDIN and (options.report or options.json or options.dry_run):
-        raise UsageError(
-            "the sound goes to standard output", where="-o -", hint="leave out --report, --json, --dry-run"
-        )
     Level.parse(options.level)
-    if options.out == STDIN and sys.stdout.isatty():
-        raise UsageError(
-            "a sound would be printed on the terminal", where="-o -", hint="pipe it on, or give a folder"
-        )
+    extras = options.report or options.json or options.dry_run
+    check_stdout(options.out, inputs=len(paths), stems=1 if options.combine else number, extras=extras)
     if options.rate < 0:
         raise UsageError(f"the rate {options.rate} is negative", where="--rate")
 
@@ -158,77 +159,3 @@ def _separate(options: Options, files: list[str], out: Path) -> list[Any]:
     with Progress(quiet=options.quiet) as progress:
         outcomes: list[Any] = separator.separate_files(files, asked, settings, on_progress=progress)
     return outcomes
-
-
-def _named(outcomes: list[Any], names: dict[str, str]) -> list[Any]:
-    """The outcomes under the names that were given: standard input is ``-``, not a temporary file."""
-    shown = []
-    for one in outcomes:
-        name, error = names[str(one.input)], one.error
-        if error is not None and name == STDIN:
-            where = error.where.replace(str(one.input), "standard input")
-            error = type(error)(error.what, where=where, why=error.why, hint=error.hint)
-        shown.append(dataclasses.replace(one, input=name, error=error))
-    return shown
-
-
-def _to_stdout(options: Options, files: list[str], names: dict[str, str]) -> int:
-    import shutil
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="auralign-") as folder:
-        wav = dataclasses.replace(options, format="wav", name="{stem}.{ext}")
-        (outcome,) = _named(_separate(wav, files, Path(folder)), names)
-        if not outcome.ok:
-            return _tell(options, [outcome], None)
-        if outcome.note and not options.quiet:
-            say(f"{outcome.input}: {outcome.note}")
-        target = next(Path(path) for path in outcome.outputs if Path(path).stem != "residual")
-        with target.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-    return 0
-
-
-def _report(options: Options, outcomes: list[Any]) -> tuple[Path | None, AuralignError | None]:
-    """The page of everything in the folder, written while a piped-in recording is still there, or what prevents it."""
-    if not options.report or options.dry_run or not any(outcome.ok for outcome in outcomes):
-        return None, None
-    from auralign.report.folder import write_folder_report
-
-    try:
-        return write_folder_report(options.out), None
-    except AuralignError as error:
-        return None, error
-
-
-def _tell(options: Options, outcomes: list[Any], page: Path | None) -> int:
-    failed = [outcome for outcome in outcomes if not outcome.ok]
-    if options.json:
-        print_json(
-            [
-                {
-                    "input": str(one.input),
-                    "ok": one.ok,
-                    "outputs": [str(path) for path in one.outputs],
-                    "presence": one.presence,
-                    "note": one.note,
-                    "error": str(one.error) if one.error else None,
-                }
-                for one in outcomes
-            ]
-        )
-    else:
-        for outcome in outcomes:
-            for path in outcome.outputs:
-                print(path)
-        if page is not None:
-            print(page)
-    for outcome in outcomes:
-        if outcome.note and not options.quiet:
-            say(f"{outcome.input}: {outcome.note}")
-    for outcome in failed:
-        say(f"auralign: failed: {outcome.error}")
-    if failed:
-        say(f"{len(failed)} of {len(outcomes)} inputs failed")
-    return 1 if failed else 0

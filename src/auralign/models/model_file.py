@@ -78,6 +78,16 @@ def read_model(place: Path, *, kind: str, wanted: str) -> tuple[dict[str, Tensor
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, meta, path
 
 
+def kind_of(place: Path) -> str:
+    """The ``format`` of a model's file or folder; empty where there is no file that says one."""
+    path = place / _NAME if place.is_dir() else place
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except (OSError, SafetensorError):
+        return ""
+
+
 def _check_card(path: Path) -> None:
     """Compare the file with the digest in the card beside it; a model without a card is taken as it is."""
     card = path.with_name("card.json")

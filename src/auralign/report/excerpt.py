@@ -16,7 +16,7 @@ from auralign.audio.io import open_reader, read
 from auralign.audio.sound import Sound
 
 _BLOCK_S = 0.5
-MIXTURE, RESIDUAL = "mixture", "residual"
+MIXTURE, BEFORE, RESIDUAL = "mixture", "before", "residual"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def choose(stems: Mapping[str, Sound | Path], *, longest_s: float = 30.0) -> Exc
     total_s = max((duration for _, duration in envelopes.values()), default=0.0)
     start_s = 0.0
     if total_s > longest_s:
-        focus = next((name for name in stems if name not in (MIXTURE, RESIDUAL)), next(iter(stems)))
+        focus = next((name for name in stems if name not in (MIXTURE, BEFORE, RESIDUAL)), next(iter(stems)))
         start_s = _loudest_start(envelopes[focus][0], longest_s, total_s)
     length_s = min(longest_s, total_s)
     parts = {name: _part(stem, start_s, length_s) for name, stem in stems.items()}

@@ -6,25 +6,27 @@
      "scores": {"violin": {"presence": 0.98}}, "model": …, "settings": …}
 
 Paths are relative to the manifest; an ``input`` that is no longer there only loses its lane on the page.
+``enhance`` leaves the same with ``"task": "enhancement"``, and calls the recording ``before``.
 ``evaluate`` leaves ``rows.jsonl`` and ``summary.json``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from auralign.audio.sound import Sound
 from auralign.errors import DataError, UsageError
+from auralign.report.excerpt import BEFORE, MIXTURE
 from auralign.report.page import ReportItem, write_report
 from auralign.report.run_page import write_run_report
 from auralign.report.table_page import write_table_report
 
 MANIFEST = "manifest.json"
 _EVALUATION_SHOWN = ("title", "rows", "comparisons", "systems")
-_SHOWN_APART = ("input", "stems", "scores", "note", "items", "name", "presence", "presence_timeline")
+_SHOWN_APART = ("about", "input", "stems", "scores", "note", "items", "name", "presence", "presence_timeline")
 
 
 def write_folder_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -42,7 +44,13 @@ def write_folder_report(folder: str | Path, out: str | Path | None = None) -> Pa
     if (root / "config.toml").exists() or (root / "checkpoints").is_dir():
         return write_run_report(root, target)
     items = manifest_items(root)
-    return write_report(target, f"Separated: {root.resolve().name}", items)
+    return write_report(target, f"{_title(items)}: {root.resolve().name}", items)
+
+
+def _title(items: Sequence[ReportItem]) -> str:
+    """What has been done to the recordings of a page."""
+    enhanced = [BEFORE in item.stems or item.details.get("task") == "enhancement" for item in items]
+    return "Enhanced" if all(enhanced) else "Separated and enhanced" if any(enhanced) else "Separated"
 
 
 def manifest_items(root: Path) -> list[ReportItem]:
@@ -58,7 +66,7 @@ def manifest_items(root: Path) -> list[ReportItem]:
         for entry in manifest.get("items", [manifest]):
             items.append(_item(path, entry))
     if not items:
-        hint = "give the output folder of `auralign separate` or `evaluate`, or a run folder"
+        hint = "give the output folder of `auralign separate`, `enhance` or `evaluate`, or a run folder"
         raise UsageError(
             "there is nothing to report on", where=str(root), why=f"no {MANIFEST} in it", hint=hint
         )
@@ -70,16 +78,18 @@ def _item(manifest: Path, entry: Mapping[str, Any]) -> ReportItem:
         raise DataError('the manifest lists no "stems"', where=str(manifest))
     base = manifest.parent
     stems: dict[str, Sound | Path] = {}
-    notes = [str(entry["note"])] if entry.get("note") else []
+    notes = [str(entry[key]) for key in ("about", "note") if entry.get(key)]
     source = base / str(entry.get("input", ""))
     if source.is_file():
-        stems["mixture"] = source
+        stems[BEFORE if entry.get("task") == "enhancement" else MIXTURE] = source
     elif entry.get("input"):
         notes.append(f"The recording {entry['input']} is no longer there")
     for name, file in entry["stems"].items():
         if not (base / file).is_file():
             raise DataError(
-                "a stem that the manifest lists is gone", where=str(base / file), hint="separate again"
+                "a stem that the manifest lists is gone",
+                where=str(base / file),
+                hint="separate or enhance again",
             )
         stems[name] = base / file
     return ReportItem(

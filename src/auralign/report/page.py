@@ -1,4 +1,4 @@
-"""A page to hear, see and compare what was separated."""
+"""A page to hear, see and compare what was separated or enhanced."""
 
 from __future__ import annotations
 

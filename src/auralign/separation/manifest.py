@@ -1,22 +1,16 @@
-"""The record beside a recording's stems: what made them, so that a batch can go on where it stopped."""
+"""What a stem depends on besides the recording, in the record beside it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import torch
-
-import auralign
+from auralign.batch.manifest import digest_of, fingerprint
 from auralign.models.separator import SeparatorModel
-from auralign.separation.plan import Job, SeparateOptions, describe
+from auralign.separation.plan import SeparateOptions, describe
 from auralign.separation.query import Query
-from auralign.separation.result import FileOutcome
+from auralign.version import VERSION
 
 
 def settings(
@@ -32,90 +26,19 @@ def settings(
             "name": name,
             "network": model.network,
             "queries": model.space,
-            "weights": _fingerprint(model),
+            "weights": fingerprint(model.net),
         },
         "queries": {
             stem: {**query.describe(), "files": _file_digests(query)}
             for stem, query in zip(stems, queries, strict=True)
         },
         "options": dict(describe(options)),
-        "version": auralign.__version__,
+        "version": VERSION,
     }
     return found
-
-
-def _fingerprint(model: SeparatorModel) -> str:
-    """Of the network's weights: a model trained further must not pass for the one before."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _file_digests(query: Query) -> list[str]:
     """Of pictures and examples: the same name may hold another sound tomorrow."""
     files = [one for one in (*query.images, *query.audios) if isinstance(one, str | os.PathLike)]
     return [digest_of(os.fspath(one))[:16] for one in files]
-
-
-def digest_of(path: str) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A manifest that an earlier run left; empty where there is none that can be read."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
-
-
-def finished(job: Job, wanted: dict[str, Any]) -> FileOutcome | None:
-    """The earlier outcome, if the same file was separated in the same way and its stems are whole."""
-    kept = read(job.manifest)
-    if kept.get("settings") != json.loads(json.dumps(wanted)) or not os.path.isfile(job.source):
-        return None
-    sizes = {stem: path.stat().st_size for stem, path in job.paths.items() if path.is_file()}
-    if kept.get("bytes") != sizes or kept.get("input_sha256") != digest_of(job.source):
-        return None
-    outputs, presence = tuple(job.paths.values()), kept.get("presence", {})
-    return FileOutcome(job.source, True, outputs, presence=presence, note="already separated")
-
-
-def made_from_another(job: Job) -> str:
-    """The other recording whose stems are in this place, if that recording is still there."""
-    kept = read(job.manifest).get("input")
-    if not isinstance(kept, str):
-        return ""
-    other = os.path.join(os.path.realpath(job.manifest.parent), kept)
-    if not os.path.exists(other) or os.path.realpath(other) == os.path.realpath(job.source):
-        return ""
-    return other
-
-
-def write(job: Job, record: dict[str, Any]) -> None:
-    """Write the manifest of stems that are in their places; it appears whole or not at all."""
-    base = os.path.realpath(job.manifest.parent)
-    found = {
-        "name": job.track,
-        "input": os.path.relpath(os.path.realpath(job.source), base),
-        "input_sha256": digest_of(job.source),
-        "stems": {stem: os.path.relpath(os.path.realpath(path), base) for stem, path in job.paths.items()},
-        "bytes": {stem: path.stat().st_size for stem, path in job.paths.items()},
-        **record,
-    }
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    temporary = job.manifest.with_name(f".{job.manifest.name}.tmp")
-    try:
-        temporary.write_bytes(
-            text.encode("utf-8", "backslashreplace")
-        )  # names that are no UTF-8 stay readable
-        temporary.replace(job.manifest)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise

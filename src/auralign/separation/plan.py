@@ -1,48 +1,25 @@
-"""Which files a batch will write, decided and checked before any work is done."""
+"""How the stems of a separation are made and written."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from auralign.audio.level import Level
-from auralign.audio.sound import check_rate
-from auralign.errors import AudioError, UsageError
-from auralign.separation.query import RESIDUAL, slug
-
-FORMATS = frozenset(("wav", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "caf", "au"))
-_LOSSLESS = frozenset(("wav", "flac", "w64", "rf64", "aiff", "aif", "caf"))
-
+from auralign.batch.names import OutputOptions
+from auralign.errors import UsageError
 
 MOST_SEPARATIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class SeparateOptions:
-    """How stems are written.
+class SeparateOptions(OutputOptions):
+    """See :class:`~auralign.batch.names.OutputOptions`.
 
     Attributes:
-        out: Folder for everything.
-        level: ``keep``, ``peak[:DBFS]`` or ``lufs[:LUFS]``; one gain for all stems of a recording, so that they still
-            add up.
-        format: Suffix without dot; the input's where that is lossless, else ``wav``.
-        rate_hz: Rate of the stems; ``None`` keeps the recording's.
-        name: Path of a stem below ``out``; knows ``{track}``, ``{stem}`` and ``{ext}``.
-        overwrite: Do again what is already there.
-        dry_run: Only say what would be written.
         shared: Scale masks down where several stems claim more than all of a bin.
         separations: How often to separate; each further time what was left over is searched again.
     """
 
-    out: Path = Path("out")
-    level: str = "keep"
-    format: str = ""
-    rate_hz: int | None = None
-    name: str = "{track}/{stem}.{ext}"
-    overwrite: bool = False
-    dry_run: bool = False
     shared: bool = True
     separations: int = 1
 
@@ -53,111 +30,6 @@ class SeparateOptions:
                 where="--separations",
                 hint=f"take 1 to {MOST_SEPARATIONS}; 1 is usual",
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One input with the paths that it will fill."""
-
-    source: str
-    track: str
-    paths: dict[str, Path]
-    manifest: Path
-
-
-def plan(inputs: Sequence[str], stems: Sequence[str], options: SeparateOptions) -> list[Job]:
-    """Paths of every stem of every input.
-
-    Raises:
-        UsageError: An option cannot be used, two stems would share a path, or a stem would replace an input.
-    """
-    _check(options)
-    jobs: list[Job] = []
-    taken: dict[str, str] = {os.path.realpath(source): "" for source in inputs}
-    for source, track in zip(inputs, _tracks(inputs), strict=True):
-        suffix = options.format.lower().lstrip(".") or _suffix(source)
-        paths = {stem: _path(options, track, stem, suffix) for stem in (*stems, RESIDUAL)}
-        manifest = paths[RESIDUAL].parent / _manifest_name(options, track)
-        for path in (*paths.values(), manifest):
-            _claim(path, source, taken)
-        jobs.append(Job(source, track, paths, manifest))
-    return jobs
-
-
-def _check(options: SeparateOptions) -> None:
-    """What would fail for every file fails here, once."""
-    Level.parse(options.level)
-    wanted = options.format.lower().lstrip(".")
-    if wanted and wanted not in FORMATS:
-        raise UsageError(
-            f"stems cannot be written as {options.format!r}", where="--format", hint=" ".join(sorted(FORMATS))
-        )
-    if options.rate_hz is not None:
-        try:
-            check_rate(options.rate_hz, where="--rate")
-        except AudioError as error:
-            raise UsageError(error.what, where="--rate", hint="for example 48000") from error
-    nearest = next((path for path in (options.out, *options.out.parents) if path.exists()), None)
-    if nearest is not None and not nearest.is_dir():
-        raise UsageError(
-            "the output folder cannot be made", where=str(options.out), why=f"{nearest} is a file"
-        )
-
-
-def _path(options: SeparateOptions, track: str, stem: str, suffix: str) -> Path:
-    try:
-        name = options.name.format(track=track, stem=stem, ext=suffix)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"the name template {options.name!r} cannot be filled",
-            why=f"{error}",
-            hint="use {track}, {stem} and {ext}",
-        ) from error
-    path = options.out / name
-    if not os.path.abspath(path).startswith(os.path.join(os.path.abspath(options.out), "")):
-        raise UsageError(f"{path} lies outside of {options.out}", hint="leave '..' out of the name template")
-    if path.suffix.lower().lstrip(".") not in FORMATS:
-        raise UsageError(
-            f"the name template {options.name!r} gives {path.name!r}, which is no sound file",
-            hint="end it with .{ext}",
-        )
-    return path
-
-
-def _claim(path: Path, source: str, taken: dict[str, str]) -> None:
-    real = os.path.realpath(path)
-    if taken.get(real):
-        raise UsageError(
-            f"two files would be written to {path}",
-            why=f"from {taken[real]} and {source}",
-            hint="put {track} and {stem} into the name template",
-        )
-    if real in taken:
-        raise UsageError(f"{path} would replace an input", hint="write into another folder")
-    taken[real] = source
-
-
-def _manifest_name(options: SeparateOptions, track: str) -> str:
-    return "manifest.json" if "{track}/" in options.name else f"{track}.manifest.json"
-
-
-def _tracks(inputs: Sequence[str]) -> list[str]:
-    """A folder name for each input; where stems of names are equal, folder and suffix join in, then a number."""
-    chosen: list[str] = []
-    names = [slug(Path(source).stem) for source in inputs]
-    for source, name in zip(inputs, names, strict=True):
-        if names.count(name) > 1:
-            name = slug(f"{Path(os.path.abspath(source)).parent.name} {Path(source).name}")
-        number, candidate = 2, name
-        while candidate in chosen:
-            candidate, number = f"{name}-{number}", number + 1
-        chosen.append(candidate)
-    return chosen
-
-
-def _suffix(source: str) -> str:
-    suffix = Path(source).suffix.lower().lstrip(".")
-    return suffix if suffix in _LOSSLESS else "wav"
 
 
 def describe(options: SeparateOptions) -> Mapping[str, str | int | bool | None]:

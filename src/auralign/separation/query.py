@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -16,15 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from auralign.audio.io import read
+from auralign.batch.names import RESIDUAL, slug
 from auralign.errors import AudioError, UsageError
 from auralign.models.separator import QueryVector, SeparatorModel
 
 _EXAMPLE_S = 30.0
 _VIDEO_FRAMES = 5
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
-RESIDUAL = "residual"
-"""Name of the stem that holds what is left."""
-_LONGEST, _LONGEST_BYTES = 80, 160  # of a file name without suffix; file systems allow 255 bytes in all
 
 
 @dataclass(frozen=True)
@@ -80,17 +76,6 @@ class Query:
             "strength": self.strength,
             "augment": self.augment,
         }
-
-
-def slug(text: str) -> str:
-    """A safe file name in any script.
-
-    >>> slug("  Regen auf Blech / 2 "), slug("...")
-    ('regen-auf-blech-2', 'query')
-    """
-    words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", text.lower())).strip("-_")
-    short = words[:_LONGEST].encode("utf-8")[:_LONGEST_BYTES].decode("utf-8", "ignore")
-    return short.strip("-_") or "query"
 
 
 def stem_names(queries: Sequence[Query]) -> list[str]:

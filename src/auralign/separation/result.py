@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from auralign.audio.writer import AudioWriter, close_together
+from auralign.batch.memory import save_stems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +42,4 @@ class Separation:
             The paths by stem name.
         """
         stems = {"target" if self.stem == "residual" else self.stem: self.target, "residual": self.residual}
-        paths = {name: Path(folder) / f"{name}.wav" for name in stems}
-        writers: list[AudioWriter] = []
-        try:
-            for name, path in paths.items():
-                writers.append(AudioWriter(path, rate_hz=self.rate_hz, channels=len(self.target)))
-                writers[-1].write(np.ascontiguousarray(stems[name], dtype=np.float32))
-            close_together(writers)
-        except BaseException:
-            for writer in writers:
-                writer.discard()
-                if writer.result is not None:
-                    writer.path.unlink(missing_ok=True)
-            raise
-        return paths
-
-
-@dataclasses.dataclass(frozen=True)
-class FileOutcome:
-    """What became of one input file of a batch.
-
-    Attributes:
-        input: The file as it was named.
-        ok: Whether its stems are there.
-        outputs: The stems' paths.
-        error: Why not.
-        presence: Probability of each stem's sound, by stem name.
-        note: What the user should know: skipped, level changed, nothing found.
-    """
-
-    input: str
-    ok: bool
-    outputs: tuple[Path, ...] = ()
-    error: Exception | None = None
-    presence: dict[str, float] = dataclasses.field(default_factory=dict)
-    note: str = ""
+        return save_stems(folder, stems, self.rate_hz)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from auralign.audio.io import open_reader
+from auralign.batch.files import Progress
+from auralign.batch.outcome import FileOutcome
 from auralign.errors import UsageError
 from auralign.models.separator import QueryVector, SeparatorModel
 from auralign.runtime import weights
-from auralign.separation.files import Progress, Request, separate_files
+from auralign.separation.files import Request, separate_files
 from auralign.separation.plan import SeparateOptions
 from auralign.separation.query import Query, as_query, encode, stem_names
-from auralign.separation.result import FileOutcome, Separation
+from auralign.separation.result import Separation
 from auralign.separation.stream import StemStream, stem_blocks
 
 DEFAULT_MODEL = "mars-sep-small"

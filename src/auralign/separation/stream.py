@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from auralign.audio.channels import representative
 from auralign.audio.reader import AudioReader
 from auralign.audio.resample import StreamResampler
 from auralign.audio.stft import IstftStream, Stft, StftStream
@@ -31,7 +32,6 @@ _BLOCK_S = 1.0
 _QUIET = 1e-10  # windows below this mean power say nothing about presence
 _LOUD = 1e15  # amplitudes above it are scaled down before they are squared, or float32 would overflow
 _TOP_HZ = 6000.0
-_CANCELLED = 0.05  # the mean of channels is used unless it has less of the strongest one's power than this
 
 
 @dataclass
@@ -123,7 +123,7 @@ class MaskStream:
         if loudest > _LOUD:
             magnitude, wave = magnitude / loudest, wave / loudest
         power = magnitude.square()
-        wave, magnitude = _representative(wave), power.mean(dim=0).sqrt()[None]
+        wave, magnitude = representative(wave), power.mean(dim=0).sqrt()[None]
         with torch.inference_mode():
             spec = torch.complex(magnitude, torch.zeros_like(magnitude))
             answer = self.model.answer(spec, wave[None], self.query[None], separations=self.separations)
@@ -132,15 +132,6 @@ class MaskStream:
             self.presence.values.append([float(p) for p in answer.presence[0]])
         mask = answer.mask[0].float().clone()
         return mask / mask.sum(dim=0, keepdim=True).clamp_min(1.0) if self.shared and len(mask) > 1 else mask
-
-
-def _representative(wave: Float[Tensor, "channel time"]) -> Float[Tensor, "time"]:
-    """The channels' mean, or the strongest channel where they cancel."""
-    middle = wave.mean(dim=0)
-    powers = wave.square().mean(dim=1) if wave.shape[1] else wave.new_zeros(len(wave))
-    if float(middle.square().mean() if wave.shape[1] else 0.0) < _CANCELLED * float(powers.max()):
-        return wave[int(powers.argmax())]
-    return middle
 
 
 class NativeGrid:
