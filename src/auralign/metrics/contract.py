@@ -125,6 +125,7 @@ METRICS: dict[str, MetricCard] = {
         MetricCard(
             "spectral_features", "best-match cosine of spectra within 50 ms", "", -1.0, 1.0, "auralign"
         ),
+        MetricCard("wer", "word error rate", "", 0.0, math.inf, "Levenshtein 1966", False),
         MetricCard("speech_bert_score", "SpeechBERTScore precision", "", -1.0, 1.0, "arXiv:2401.16812"),
     )
 }

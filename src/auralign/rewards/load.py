@@ -58,6 +58,12 @@ def _speech(maker: str, *arguments: str) -> Callable[..., Reward]:
     return make
 
 
+def _word_errors(place: str = "") -> Reward:
+    from auralign.rewards.speech_words import word_errors_reward
+
+    return word_errors_reward(place)
+
+
 BUILTIN: dict[str, Callable[..., Reward]] = {
     "semantic": _semantic,
     "fidelity": FidelityReward,
@@ -72,10 +78,11 @@ BUILTIN: dict[str, Callable[..., Reward]] = {
     "estoi": _speech("estoi_reward"),
     "spectral_features": _speech("FeatureReward"),
     "speech_bert": _speech("speech_bert_reward"),
+    "word_errors": _word_errors,
 }
 """What makes each reward that needs no path."""
 
-_WITH_ARGUMENT = ("semantic", "speech_bert")  # may be written name:argument
+_WITH_ARGUMENT = ("semantic", "speech_bert", "word_errors")  # may be written name:argument
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class RewardConfig:
     path: str = "semantic"
     """``semantic`` (or ``semantic:ENCODER``, a name or folder), ``fidelity``, for speech ``dnsmos_ovrl`` (``_sig``,
     ``_bak``, ``_p808``), ``speaker``, ``speaker_mixture``, ``si_sdr``, ``pesq``, ``estoi``, ``spectral_features``,
-    ``speech_bert:PLACE@LAYER``, or the dotted path of a function."""
+    ``speech_bert:PLACE@LAYER``, ``word_errors:PLACE``, or the dotted path of a function."""
     name: str = ""
     """Its name in logs; by default the built-in name or the function's."""
     weight: float = 1.0
@@ -132,7 +139,7 @@ def load_reward(path: str, *, builtin: Mapping[str, Callable[..., Reward]] | Non
 
     Args:
         path: A name in :data:`BUILTIN`, ``semantic:ENCODER`` (a name or folder), ``speech_bert:PLACE@LAYER``,
-            ``module.function`` or ``package.module:function``.
+            ``word_errors:PLACE``, ``module.function`` or ``package.module:function``.
         builtin: Makers of built-in rewards that replace those of :data:`BUILTIN`, for example with an encoder
             that is loaded already.
 

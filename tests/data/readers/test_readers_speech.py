@@ -258,9 +258,11 @@ def test_librimix_files_cut_short_or_absent_count_as_missing(tmp_path: Path) -> 
         read_librimix(root)
     root = librimix(tmp_path)
     (root / "Libri2Mix/wav16k/min/test/s1" / f"{SECOND}.wav").unlink()
+    tone(root / "Libri2Mix/wav16k/min" / f"{SECOND}.wav")
+    tone(root / "Libri2Mix/wav16k/min/s1" / f"{SECOND}.wav")
     reading = read_librimix(root)
     assert len(reading.pairs) == 1
-    # the file of the same name in another folder is not taken for it
+    # files of the same name in other folders are not taken for it
     assert reading.missing[0].reason.endswith(f"/s1/{SECOND}.wav")
 
 
