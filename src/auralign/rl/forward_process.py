@@ -188,7 +188,9 @@ def advantage_flow(
         kept: Rows that count.
     """
     gain = along(advantage.detach().clamp(-1, 1), noised.x_t)
-    centre = gain * noised.x_0 + (1 - gain) * _data(noised, v.old.detach())
+    # as steps from the old prediction, which are exactly 0 where nothing is to be learned
+    old = _data(noised, v.old.detach())
+    pull = gain * (noised.x_0 - old)
     if reference_weight:
         if v.reference is None:
             raise UsageError(
@@ -196,9 +198,9 @@ def advantage_flow(
                 where="advantage_flow",
                 hint="evaluate the frozen model too, or set reference_weight to 0",
             )
-        centre = centre + reference_weight * _data(noised, v.reference.detach())
+        pull = pull + reference_weight * (_data(noised, v.reference.detach()) - old)
     whole = 1 + reference_weight
-    value = whole * mean_square(_data(noised, v.new) - centre / whole, noised.valid)
+    value = whole * mean_square(_data(noised, v.new) - old - pull / whole, noised.valid)
     return _update(-value, None, noised, v, Penalties(), kept)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, final
 
 import torch
@@ -30,7 +31,9 @@ that of all raw rewards (Flow-GRPO's `global_std`), or nothing (Dr. GRPO)."""
 LARGEST_ADVANTAGE = 5.0
 """Flow-GRPO's clamp."""
 
-PAPER_LIMITS = {"sig": 0.03, "speaker": 0.02, "content": 0.005, "stoi": 0.005, "pesq": 0.05}
+PUBLISHED_LIMITS: Mapping[str, float] = MappingProxyType(
+    {"sig": 0.03, "speaker": 0.02, "content": 0.005, "stoi": 0.005, "pesq": 0.05}
+)
 """How far GA-AF-FlowSE lets a metric fall below the base model; word error rate 0.02, with its sign turned."""
 
 
@@ -131,9 +134,10 @@ class Gate:
     name: str
     """Of the metric, in logs."""
     limit: float
-    """How far it may fall below the base, in its own unit; see `PAPER_LIMITS`."""
+    """How far it may fall below the base, in its own unit; see `PUBLISHED_LIMITS`."""
     action: Literal["no_gain", "worst"] = "no_gain"
-    """no_gain: a positive advantage becomes 0. worst: the advantage becomes the lowest of the group."""
+    """no_gain: a positive advantage becomes 0. worst: the advantage becomes the lowest of the group,
+    which is at most 0."""
 
     def __post_init__(self) -> None:
         """Refuses limits without a meaning."""
@@ -175,7 +179,7 @@ def apply_gates(
         bases: By the gates' names, of the base model's output for each item.
     """
     value, shares = advantage.value, {}
-    lowest = torch.where(advantage.kept, value, torch.inf).amin(1, keepdim=True).expand_as(value)
+    lowest = torch.where(advantage.kept, value, 0.0).clamp_max(0).amin(1, keepdim=True).expand_as(value)
     for gate in gates:
         if gate.name not in metrics or gate.name not in bases:
             raise UsageError(
