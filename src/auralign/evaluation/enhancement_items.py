@@ -30,7 +30,7 @@ class SpeechItem:
     """Name in the list."""
     noisy: Float[Tensor, " time"]
     """What is enhanced."""
-    clean: Float[Tensor, " time"] | None = None
+    clean: Float[Tensor, " _"] | None = None
     """The speech in it, where it is known."""
     snr_db: float | None = None
     """Speech against noise."""

@@ -36,7 +36,8 @@ NOTE = (
 VETO_NOTE = (
     "Lowest change against the base that is allowed: "
     + ", ".join(f"{TITLES[name][0]} {limit:g}" for name, limit in LIMITS.items())
-    + ". Safe: the lower end of the interval is above it. Harmed: the upper end is below it."
+    + ". Safe: the lower end of the interval is above it. Harmed: the upper end is below it. What was not measured "
+    "does not count."
 )
 
 Summary = Mapping[str, Any]

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from auralign.errors import UsageError
 from auralign.models.onnx_session import open_session
 from auralign.runtime import weights
 
@@ -55,8 +56,15 @@ class Gtcrn:
             wave: Sounds at 16 kHz, one sample or more.
             steps: One pass does it; other numbers change nothing.
             seed: Nothing is drawn.
+
+        Raises:
+            UsageError: A sample is NaN or infinite.
         """
         del steps, seed
+        if not bool(wave.isfinite().all()):
+            raise UsageError("the recording has samples that are not finite", where=self.name)
+        if not wave.numel():
+            return wave.clone()
         heard = wave.detach().cpu().float()
         spec = torch.stft(
             heard, N_FFT, HOP, window=self._window, center=True, pad_mode="constant", return_complex=True

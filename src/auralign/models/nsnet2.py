@@ -19,6 +19,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from auralign.errors import UsageError
 from auralign.models.onnx_session import open_session
 from auralign.runtime import weights
 
@@ -53,8 +54,15 @@ class Nsnet2:
             wave: Sounds at 16 kHz, one sample or more.
             steps: One pass does it; other numbers change nothing.
             seed: Nothing is drawn.
+
+        Raises:
+            UsageError: A sample is NaN or infinite.
         """
         del steps, seed
+        if not bool(wave.isfinite().all()):
+            raise UsageError("the recording has samples that are not finite", where=self.name)
+        if not wave.numel():
+            return wave.clone()
         spec = self._analyse(wave.detach().cpu().double())
         heard = spec.abs().square().clamp_min(LEAST_POWER).log10()
         gain = torch.from_numpy(self._session.run(None, {"input": heard.float().numpy()})[0])
@@ -63,7 +71,8 @@ class Nsnet2:
     def _analyse(self, wave: Float[Tensor, "batch time"]) -> Complex[Tensor, "batch frame 161"]:
         frames = -(-wave.shape[-1] // HOP)
         padded = F.pad(wave, (0, (frames + 1) * HOP - wave.shape[-1]))
-        return torch.fft.rfft(padded.unfold(-1, WINDOW, HOP) * self._window)
+        spec: Tensor = torch.fft.rfft(padded.unfold(-1, WINDOW, HOP) * self._window)
+        return spec
 
     def _synthesise(
         self, spec: Complex[Tensor, "batch frame 161"], length: int
