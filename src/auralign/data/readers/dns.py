@@ -25,7 +25,7 @@ _LEVELS = re.compile(r"(.*)_snr(-?\d+(?:\.\d+)?)_tl(-?\d+(?:\.\d+)?)_fileid_\d+"
 def read_dns2020(
     root: Path, *, split: str | None = None, headers: bool = True, cut_s: float = 0.0
 ) -> Reading:
-    """Read ``synthetic/{no_reverb,with_reverb}/{clean,noisy}/`` and ``real_recordings/`` of the test set.
+    """Read pairs from ``synthetic/{no_reverb,with_reverb}/{clean,noisy}/`` and ``real_recordings/`` of the test set.
 
     ``clean_fileid_<k>.wav`` belongs to ``<provenance>_snr<s>_tl<l>_fileid_<k>.wav``; k pairs them and s is the
     SNR. Real recordings have no clean speech.

@@ -9,14 +9,16 @@ from auralign.data.readers.base import Reading, choose_splits
 from auralign.data.readers.layout import Rerooter, find_any
 from auralign.data.readers.pairs import PairCollector
 from auralign.data.readers.rendered import (
+    Known,
     Mix,
     Parts,
     add_mixture,
+    add_pair,
     find_rendering,
+    need_splits,
     parts_by_name,
     tell_other_renderings,
 )
-from auralign.data.readers.speech_base import SpeechPair
 from auralign.data.readers.tables import Row, read_rows
 from auralign.errors import DataError
 
@@ -35,7 +37,9 @@ def read_librimix(
     headers: bool = True,
     cut_s: float = 0.0,
 ) -> Reading:
-    """Read ``wav{16k,8k}/{min,max}/`` with ``metadata/mixture_<split>_<mix>.csv`` and ``<split>/{mix_*,s1,…,noise}/``.
+    """Read pairs from ``wav{16k,8k}/{min,max}/{metadata,train-360,train-100,dev,test}/``.
+
+    ``metadata/mixture_<split>_<mix>.csv`` lists the sounds in ``<split>/{mix_single,mix_both,mix_clean,s1,…,noise}/``.
 
     Paths in the lists are those of the machine that rendered; they are found by their last three parts. Without a
     list, files are paired by name. SNR comes from ``metrics_<split>_<mix>.csv``; speakers from
@@ -62,52 +66,22 @@ def read_librimix(
     base = find_rendering(root, _PLACES, name, rate, mode)
     gather = PairCollector(name, base, headers=headers, cut_s=cut_s)
     tell_other_renderings(gather.out, base)
-    there = [part for part in wanted if (base / part).is_dir()]
-    if not there:
-        raise DataError(
-            f"there is no folder {' or '.join(wanted)}", where=str(base), hint="render that split"
-        )
+    there = need_splits(base, wanted)
     files = Rerooter([base], least=3)
     info = _info(base)
     for part in there:
         snrs = _snrs(base, part, mix)
         for parts in _listed(gather, base, part, mix):
             speakers = _speakers(parts, info)
-            paths = (parts.mixture, *parts.sources, *((parts.noise,) if parts.noise else ()))
-            found = {path: files.find(path, parts.where) for path in paths}
+            found = {path: files.find(path, parts.where) for path in parts.paths}
             if mix != "mix_single":
                 add_mixture(gather.out, parts, found, speakers)
                 continue
-            _pair(gather, part, parts, found, (speakers[0] if speakers else "", snrs.get(parts.id)))
+            known = Known(speakers[0] if speakers else "", snrs.get(parts.id))
+            add_pair(gather, part, parts, found, known, dataset="librimix")
     if files.rerooted:
         gather.out.note(f"{files.rerooted} paths of another machine were found by their ends")
     return gather.finish()
-
-
-def _pair(
-    gather: PairCollector,
-    split: str,
-    parts: Parts,
-    found: dict[str, Path | None],
-    known: tuple[str, float | None],
-) -> None:
-    noisy, clean = found[parts.mixture], found[parts.sources[0]]
-    if noisy is None or clean is None:
-        gather.out.miss(parts.id, parts.where, parts.mixture if noisy is None else parts.sources[0])
-        return
-    noise = found.get(parts.noise) if parts.noise else None
-    pair = SpeechPair(
-        f"{split}/{parts.id}",
-        str(noisy),
-        str(clean),
-        speaker=known[0],
-        snr_db=known[1],
-        noise_audio=str(noise) if noise is not None else None,
-        split=split,
-        source=parts.id,
-        dataset="librimix",
-    )
-    gather.add(pair, parts.where, frames=parts.frames)
 
 
 def _list_names(base: Path, kind: str, part: str, mix: str) -> list[str]:

@@ -44,7 +44,9 @@ class PairCollector:
             if frames is not None:
                 _listed_length(pair, frames)
         except (AudioError, DataError) as error:
-            self.out.miss(pair.id, where, str(error))
+            why = f" ({error.why})" if error.why else ""
+            hint = f"; {error.hint}" if error.hint else ""
+            self.out.miss(pair.id, where, f"{error.what}{why}{hint}")
             return
         self._rates[pair.rate_hz or 0] += 1
         self.out.pair(pair)

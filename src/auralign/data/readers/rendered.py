@@ -9,7 +9,8 @@ from typing import Literal
 
 from auralign.data.readers.base import Collector, MixtureItem
 from auralign.data.readers.layout import need_folder, wrong_root
-from auralign.data.readers.speech_base import sounds_in
+from auralign.data.readers.pairs import PairCollector
+from auralign.data.readers.speech_base import SpeechPair, sounds_in
 from auralign.errors import DataError
 
 Mix = Literal["mix_single", "mix_both", "mix_clean"]
@@ -50,6 +51,14 @@ def tell_other_renderings(out: Collector, chosen: Path) -> None:
         out.note(f"read {chosen.parent.name}/{chosen.name}; {', '.join(others)} is there too (rate=, mode=)")
 
 
+def need_splits(base: Path, wanted: Sequence[str]) -> list[str]:
+    """The splits that are there; an error if none is."""
+    there = [part for part in wanted if (base / part).is_dir()]
+    if there:
+        return there
+    raise DataError(f"there is no folder {' or '.join(wanted)}", where=str(base), hint="render that split")
+
+
 @dataclass(frozen=True)
 class Parts:
     """The sounds of one rendered mixture.
@@ -69,6 +78,20 @@ class Parts:
     sources: tuple[str, ...]
     noise: str | None
     frames: int | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path as listed."""
+        return (self.mixture, *self.sources, *((self.noise,) if self.noise else ()))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What other lists say of a mixture of one speaker: speaker, SNR in dB, recording of the noise."""
+
+    speaker: str
+    snr_db: float | None
+    noise: str = ""
 
 
 def parts_by_name(folder: Path, mix: Mix) -> list[Parts]:
@@ -90,6 +113,36 @@ def parts_by_name(folder: Path, mix: Mix) -> list[Parts]:
         noise = paths[-1] if mix != "mix_clean" else None
         found.append(Parts(stem, str(path), str(path), tuple(paths[:-1]), noise))
     return found
+
+
+def add_pair(
+    gather: PairCollector,
+    split: str,
+    parts: Parts,
+    found: Mapping[str, Path | None],
+    known: Known,
+    *,
+    dataset: str,
+) -> None:
+    """Add the first speaker and the mixture as a pair; it counts as missing if either is absent."""
+    noisy, clean = found[parts.mixture], found[parts.sources[0]]
+    if noisy is None or clean is None:
+        gather.out.miss(parts.id, parts.where, parts.mixture if noisy is None else parts.sources[0])
+        return
+    noise = found[parts.noise] if parts.noise else None
+    pair = SpeechPair(
+        f"{split}/{parts.id}",
+        str(noisy),
+        str(clean),
+        speaker=known.speaker,
+        noise=known.noise,
+        snr_db=known.snr_db,
+        noise_audio=None if noise is None else str(noise),
+        split=split,
+        source=parts.id,
+        dataset=dataset,
+    )
+    gather.add(pair, parts.where, frames=parts.frames)
 
 
 def add_mixture(

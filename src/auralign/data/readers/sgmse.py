@@ -14,7 +14,7 @@ _SPLITS = ("train", "valid", "test")
 
 
 def read_sgmse(root: Path, *, split: str | None = None, headers: bool = True, cut_s: float = 0.0) -> Reading:
-    """Read ``{train,valid,test}/{clean,noisy}/<name>.wav``: pairs of your own, or those of EARS-WHAM.
+    """Read pairs from ``{train,valid,test}/{clean,noisy}/<name>.wav``: pairs of your own, or those of EARS-WHAM.
 
     Args:
         root: The folder that training scripts call ``base_dir``.

@@ -99,8 +99,8 @@ def read_pair(
             hint="make both of one channel",
         )
     # before conversion, so that lengths that only round to the same are told apart
-    most = cut_s * RATE_HZ + (1.0 if clean.rate_hz != noisy.rate_hz else 1e-6)
-    same_length(pair, clean.duration_s * RATE_HZ, noisy.duration_s * RATE_HZ, most)
+    lengths = (clean.frames, clean.rate_hz), (noisy.frames, noisy.rate_hz)
+    same_length(pair, clean=lengths[0], noisy=lengths[1], cut_s=cut_s)
     sounds = _mono(clean), _mono(noisy)
     length = min(len(sound) for sound in sounds)
     return sounds[0][:length], sounds[1][:length]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from auralign.audio.io import AudioInfo, probe
+from auralign.audio.io import probe
 from auralign.data.readers.layout import AUDIO_SUFFIXES
 from auralign.errors import DataError
 
 RATE_HZ = 16_000
+
+Length = tuple[int, int]
+"""Samples and their rate in Hz."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,22 @@ def with_header(pair: SpeechPair, *, cut_s: float = 0.0) -> SpeechPair:
     if pair.clean is not None:
         clean = probe(pair.clean)
         if noisy.frames is not None and clean.frames is not None:
-            same_length(pair, frames_at_16_khz(clean), frames_at_16_khz(noisy), slack(clean, noisy, cut_s))
+            lengths = (clean.frames, clean.rate_hz), (noisy.frames, noisy.rate_hz)
+            same_length(pair, clean=lengths[0], noisy=lengths[1], cut_s=cut_s)
     return replace(pair, rate_hz=noisy.rate_hz, duration_s=noisy.duration_s)
 
 
-def frames_at_16_khz(info: AudioInfo) -> float:
-    """Length in samples of 16 kHz, before rounding."""
-    return (info.frames or 0) * RATE_HZ / info.rate_hz
-
-
-def slack(clean: AudioInfo, noisy: AudioInfo, cut_s: float) -> float:
-    """Samples of 16 kHz by which lengths may differ: what is cut, and one that rounding costs at unequal rates."""
-    return cut_s * RATE_HZ + (1.0 if clean.rate_hz != noisy.rate_hz else 1e-6)
-
-
-def same_length(pair: SpeechPair, clean: float, noisy: float, most: float) -> None:
-    """Raise unless both lengths (in samples of 16 kHz) differ by at most ``most``."""
-    if abs(clean - noisy) <= most:
+def same_length(pair: SpeechPair, *, clean: Length, noisy: Length, cut_s: float) -> None:
+    """Raise if the lengths of a pair differ by more than ``cut_s``; unequal rates may cost a sample of 16 kHz more."""
+    apart_s = abs(clean[0] / clean[1] - noisy[0] / noisy[1])
+    rounding_s = 1 / RATE_HZ if clean[1] != noisy[1] else 1e-9
+    if apart_s <= cut_s + rounding_s:
         return
     raise DataError(
-        f"the clean speech lasts {clean / RATE_HZ:.4f} s, the noisy recording {noisy / RATE_HZ:.4f} s",
+        f"the clean speech has {clean[0]} samples at {clean[1]} Hz, the noisy recording {noisy[0]} at {noisy[1]} Hz",
         where=pair.noisy,
         why=f"the clean speech is {pair.clean}",
-        hint=f"download both again, or allow it with cut_s={abs(clean - noisy) / RATE_HZ + 5e-5:.4f}",
+        hint=f"download both again, or allow it with cut_s={math.ceil(apart_s * 1e4) / 1e4:.4f}",
     )
 
 

@@ -28,7 +28,7 @@ _SPEAKER = re.compile(r"(p\d+)_\d+")
 def read_voicebank_demand(
     root: Path, *, split: str | None = None, headers: bool = True, cut_s: float = 0.0
 ) -> Reading:
-    """Read ``{clean,noisy}_{testset,trainset_28spk,trainset_56spk}_wav/``, one stem for both files of a pair.
+    """Read pairs from ``{clean,noisy}_{testset,trainset_28spk,trainset_56spk}_wav/``, one name for both files.
 
     Folders of 16 kHz copies (``…_wav_16k``) are read where the originals are absent. Noise and SNR come from
     ``log_<part>.txt`` (lines of name, noise, SNR), what is said from ``<part>_txt/``, where they are there.

@@ -9,15 +9,16 @@ from auralign.data.readers.base import Reading, choose_splits
 from auralign.data.readers.layout import Listing, find_any
 from auralign.data.readers.pairs import PairCollector
 from auralign.data.readers.rendered import (
+    Known,
     Mix,
     add_mixture,
+    add_pair,
     find_rendering,
+    need_splits,
     parts_by_name,
     tell_other_renderings,
 )
-from auralign.data.readers.speech_base import SpeechPair
 from auralign.data.readers.tables import read_rows
-from auralign.errors import DataError
 
 _SPLITS = ("tr", "cv", "tt")
 _PLACES = ("", "wham/", "WHAM/", "2speakers/", "wham/2speakers/", "WHAM/2speakers/")
@@ -36,7 +37,7 @@ def read_wham(
     headers: bool = True,
     cut_s: float = 0.0,
 ) -> Reading:
-    """Read ``wav{16k,8k}/{min,max}/{tr,cv,tt}/{mix_single,mix_both,mix_clean,s1,s2,noise}/``, one name for all.
+    """Read pairs from ``wav{16k,8k}/{min,max}/{tr,cv,tt}/{mix_single,mix_both,mix_clean,s1,s2,noise}/``.
 
     The SNR of the first speaker, a difference of loudness, comes from
     ``wham_noise/metadata/mix_param_meta_<split>.csv``, the noise's recording from ``noise_meta_<split>.csv``,
@@ -63,41 +64,22 @@ def read_wham(
     base = find_rendering(root, _PLACES, name, rate, mode)
     gather = PairCollector(name, base, headers=headers, cut_s=cut_s)
     tell_other_renderings(gather.out, base)
-    there = [part for part in wanted if (base / part).is_dir()]
-    if not there:
-        raise DataError(
-            f"there is no folder {' or '.join(wanted)}", where=str(base), hint="render that split"
-        )
+    there = need_splits(base, wanted)
     files = Listing()
     for part in there:
         snrs, noises = _levels(gather, part)
         for parts in parts_by_name(base / part, mix):
-            paths = (parts.mixture, *parts.sources, *((parts.noise,) if parts.noise else ()))
             found = {
-                one: Path(one) if files.holds(Path(one).parent, Path(one).name) else None for one in paths
+                path: Path(path) if files.holds(Path(path).parent, Path(path).name) else None
+                for path in parts.paths
             }
             match = _NAME.fullmatch(parts.id)
             speakers = match.groups() if match else ()
             if mix != "mix_single":
                 add_mixture(gather.out, parts, found, speakers)
                 continue
-            clean, noise = parts.sources[0], parts.noise
-            if found[clean] is None:
-                gather.out.miss(parts.id, parts.where, clean)
-                continue
-            pair = SpeechPair(
-                f"{part}/{parts.id}",
-                parts.mixture,
-                clean,
-                speaker=speakers[0] if speakers else "",
-                noise=noises.get(parts.id, ""),
-                snr_db=snrs.get(parts.id),
-                noise_audio=noise if noise is not None and found[noise] is not None else None,
-                split=part,
-                source=parts.id,
-                dataset="wham",
-            )
-            gather.add(pair, parts.where)
+            known = Known(speakers[0] if speakers else "", snrs.get(parts.id), noises.get(parts.id, ""))
+            add_pair(gather, part, parts, found, known, dataset="wham")
     return gather.finish()
 
 
