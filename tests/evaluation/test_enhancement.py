@@ -204,7 +204,9 @@ def test_metrics_that_a_model_was_trained_on_are_marked(voice, tmp_path, monkeyp
     assert difference_rows(result.summary)[0]["ESTOI"].endswith("†")
     assert len(result.summary["comparisons"][0]["seeds"]) == 2
     (tmp_path / "m0" / "card.json").write_text('{"trained_on": ["loudness"]}')
-    with pytest.raises(ModelUnavailableError, match="'loudness', which is no metric"):
+    assert open_arms(arms)[1].trained_on == ()
+    (tmp_path / "m0" / "card.json").write_text('{"trained_on": 5}')
+    with pytest.raises(ModelUnavailableError, match="card is damaged"):
         open_arms(arms)
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from auralign.errors import ModelUnavailableError, UsageError
 from auralign.metrics.contract import METRICS
@@ -134,19 +134,12 @@ def _digest(file: Path) -> str:
 
 
 def _trained_on(card: Path) -> tuple[str, ...]:
-    """Metrics named in the card's ``trained_on``, with those that the same measurement gives."""
+    """Metrics named in the card's ``trained_on`` that tables have, and those that the same measurement gives."""
     if not card.is_file():
         return ()
     try:
-        named: Any = json.loads(card.read_text(encoding="utf-8")).get("trained_on", [])
-    except (ValueError, AttributeError) as error:
+        named = {str(name) for name in json.loads(card.read_text(encoding="utf-8")).get("trained_on", [])}
+    except (ValueError, AttributeError, TypeError) as error:
         raise ModelUnavailableError("the model's card is damaged", where=str(card), why=str(error)) from error
-    unknown = [name for name in named if name not in METRICS]
-    if unknown:
-        raise ModelUnavailableError(
-            f"the card's trained_on names {unknown[0]!r}, which is no metric",
-            where=str(card),
-            hint=f"metrics: {', '.join(METRICS)}",
-        )
-    related = [member for family in _FAMILIES if set(family) & set(named) for member in family]
+    related = [member for family in _FAMILIES if set(family) & named for member in family]
     return tuple(name for name in METRICS if name in {*named, *related})
