@@ -88,9 +88,9 @@ def list_path(name: str) -> Path:
 
 
 def list_names() -> list[str]:
-    """Name the lists that come with the package."""
+    """Name the mixture lists that come with the package; lists of noisy speech have recipes of their own."""
     folder = Path(str(resources.files("auralign.data") / "lists"))
-    return sorted(path.stem for path in folder.glob("*.jsonl"))
+    return sorted(path.stem for path in folder.glob("soundbox-*.jsonl"))
 
 
 def read_list(path: Path, *, check: bool = True) -> list[MixtureSpec]:
@@ -108,7 +108,7 @@ def read_list(path: Path, *, check: bool = True) -> list[MixtureSpec]:
     except OSError as error:
         raise DataError("the mixture list cannot be read", where=str(path), why=str(error)) from error
     if check:
-        _check_hash(path, data)
+        check_hash(path, data)
     lines = data.decode("utf-8", "replace").splitlines()
     specs = [_spec(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if len({spec.id for spec in specs}) != len(specs):
@@ -116,7 +116,8 @@ def read_list(path: Path, *, check: bool = True) -> list[MixtureSpec]:
     return specs
 
 
-def _check_hash(path: Path, data: bytes) -> None:
+def check_hash(path: Path, data: bytes) -> None:
+    """Refuse a list whose bytes are not those that `<name>.sha256` beside it was written for."""
     beside = path.with_suffix(".sha256")
     if not beside.is_file():
         raise DataError("the list has no .sha256 file beside it", where=str(path))

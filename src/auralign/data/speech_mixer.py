@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from scipy.signal import butter, sosfilt
-from torch import Tensor
 
 from auralign.data.manifest import read_manifest
 from auralign.data.mixtures import active_power
 from auralign.data.sound_bank import SoundBank
+from auralign.data.speech_effects import band_limited, clipped, hiss, played
+from auralign.data.speech_mix_config import SpeechBatch, SpeechMixConfig
 from auralign.data.speech_noise import MUSIC, noise_clips
 from auralign.data.speech_recipes import (
     RATE_HZ,
@@ -31,88 +30,12 @@ from auralign.data.speech_recipes import (
 )
 from auralign.errors import DataError
 
+__all__ = ["SpeechBatch", "SpeechMixConfig", "SpeechMixer"]
+
 _ROOM_SEEDS = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
 _TRIES = 20
 _LEVEL_DB = -26.0  # of every recording of an utterance, while it is active
 _PEAK = 0.99
-
-
-@dataclass(frozen=True)
-class SpeechMixConfig:
-    """How noisy speech is made."""
-
-    samples: int = 32_768
-    """Length in samples (32,768 = 2.05 s at 16 kHz)."""
-    snr_db: tuple[tuple[float, float, float], ...] = (
-        (-5.0, 0.0, 0.05),
-        (0.0, 5.0, 0.30),
-        (5.0, 10.0, 0.45),
-        (10.0, 20.0, 0.20),
-    )
-    """Ratios of active speech to noise: lowest, highest (dB) and share of each range, uniform within it."""
-    level_db: tuple[float, float] = (-35.0, -15.0)
-    """Level of the noisy signal, dB of full scale (mean power)."""
-    reverberant: float = 0.25
-    """Share of speech in a room."""
-    rt60_s: tuple[float, float] = (0.2, 0.8)
-    """Reverberation times of the rooms."""
-    early_s: float = 0.05
-    """The target of reverberant speech is the direct sound and this much after it."""
-    rooms: int = 200
-    """Rooms that are made when the mixer is loaded."""
-    two_noises: float = 0.25
-    """Share with two noises at once."""
-    hiss: float = 0.10
-    """Share whose noise is drawn, with a spectrum of power f^-a, a in 0 to 2, instead of recorded."""
-    music: float = 0.15
-    """Share of recorded noises that are music."""
-    clean: float = 0.03
-    """Share without noise; only the room, if any, is removed then."""
-    band_limited: float = 0.03
-    """Share of inputs without sound above 3.4 to 4 kHz; the target keeps it."""
-    clipped: float = 0.03
-    """Share of inputs that are clipped at 30 to 80 % of their peak; the target is not."""
-    speed: float = 0.1
-    """Speech is played faster or slower by a factor of up to ``1 + speed``, log-uniform; pitch follows."""
-    pause_s: tuple[float, float] = (0.1, 0.6)
-    """Pauses between recordings of a speaker."""
-
-    def __post_init__(self) -> None:
-        for name in ("reverberant", "two_noises", "hiss", "music", "clean", "band_limited", "clipped"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise DataError(f"{name} must be a share from 0 to 1", where=f"{name} {value}")
-        if self.samples < RATE_HZ // 4:
-            raise DataError("samples must be 4,000 or more", where=f"samples {self.samples}")
-        if not self.snr_db or any(low > high or share < 0 for low, high, share in self.snr_db):
-            raise DataError("snr_db must be ranges (lowest, highest, share)", where=str(self.snr_db))
-
-
-@dataclass(frozen=True)
-class SpeechBatch:
-    """One batch; ``noisy = received + noise`` exactly where ``degraded`` is false.
-
-    Args:
-        clean: What an enhancer should give.
-        noisy: What it is given.
-        received: Speech as the microphone hears it: with the whole room, without noise.
-        noise: What was added.
-        snr_db: Ratio of active received speech to noise; infinite without noise.
-        reverberant: Which are in a room.
-        degraded: Which inputs are clipped or band-limited.
-        speakers: Who speaks.
-        noises: What is added, by class; "hiss" for drawn noise.
-    """
-
-    clean: Float[Tensor, "batch time"]
-    noisy: Float[Tensor, "batch time"]
-    received: Float[Tensor, "batch time"]
-    noise: Float[Tensor, "batch time"]
-    snr_db: Float[Tensor, "batch"]
-    reverberant: Bool[Tensor, "batch"]
-    degraded: Bool[Tensor, "batch"]
-    speakers: tuple[str, ...]
-    noises: tuple[tuple[str, ...], ...]
 
 
 class SpeechMixer:
@@ -130,8 +53,8 @@ class SpeechMixer:
         speakers: dict[str, list[int]] = defaultdict(list)
         for index, entry in enumerate(speech.clips):
             speakers[entry.clip.speaker].append(index)
-        self._speakers = [(name, np.array(own)) for name, own in sorted(speakers.items())]
-        seconds = [sum(speech.clips[i].length for i in own) / RATE_HZ for _, own in self._speakers]
+        self._speakers = {name: np.array(own) for name, own in sorted(speakers.items())}
+        seconds = [sum(speech.clips[i].length for i in own) / RATE_HZ for own in self._speakers.values()]
         self._chance = np.sqrt(seconds) / np.sqrt(seconds).sum()
         self._music, self._events = _by_class(noise, music=True), _by_class(noise, music=False)
         first = _ROOM_SEEDS[split]
@@ -175,7 +98,7 @@ class SpeechMixer:
     @property
     def speakers(self) -> tuple[str, ...]:
         """Everyone who may speak."""
-        return tuple(name for name, _ in self._speakers)
+        return tuple(self._speakers)
 
     def batch(self, rng: np.random.Generator, size: int) -> SpeechBatch:
         """One batch; ``rng`` decides everything."""
@@ -186,7 +109,7 @@ class SpeechMixer:
         speakers: list[str] = []
         noises: list[tuple[str, ...]] = []
         for n in range(size):
-            clean, heard, noise, info = self._draw(rng)
+            clean, heard, noise, info = self._draw(rng, cfg)
             noisy = heard + noise
             degraded = self._degrade(noisy, rng)
             waves[:, n] = clean, noisy if degraded is None else degraded, heard, noise
@@ -207,16 +130,26 @@ class SpeechMixer:
             tuple(noises),
         )
 
-    def draw_recipe(self, rng: np.random.Generator, name: str) -> SpeechRecipe:
-        """Draw a recipe that names clips only, so that it can be frozen; speed and drawn noise must be off."""
-        if self.cfg.speed or self.cfg.hiss or self.cfg.clipped or self.cfg.band_limited:
-            raise DataError("a frozen recipe has no speed, hiss, clipping or band limit")
-        return replace(self._draw(rng)[3], id=name)
+    def draw_recipe(
+        self, rng: np.random.Generator, name: str, *, cfg: SpeechMixConfig, speaker: str | None = None
+    ) -> SpeechRecipe:
+        """Draw a recipe that names clips only, so that it can be frozen.
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Mono, Mono, Mono, SpeechRecipe]:
+        Args:
+            rng: Decides everything.
+            name: Its id.
+            cfg: Ranges in place of the mixer's; the rooms stay. Speed, hiss, clipping and band limit must be off.
+            speaker: Who speaks; anyone by default.
+        """
+        if cfg.speed or cfg.hiss or cfg.clipped or cfg.band_limited:
+            raise DataError("a frozen recipe has no speed, hiss, clipping or band limit")
+        return replace(self._draw(rng, cfg, speaker)[3], id=name)
+
+    def _draw(
+        self, rng: np.random.Generator, cfg: SpeechMixConfig, speaker: str | None = None
+    ) -> tuple[Mono, Mono, Mono, SpeechRecipe]:
         """Clean, received, noise and what they are made of."""
-        cfg = self.cfg
-        speaker, parts, spoken = self._utterance(rng)
+        speaker, parts, spoken = self._utterance(rng, cfg, speaker)
         number = int(rng.integers(len(self._rooms))) if rng.random() < cfg.reverberant else -1
         heard, clean = received(spoken, self._rooms[number] if number >= 0 else None)
         low, high, _ = cfg.snr_db[_pick(rng, [share for _, _, share in cfg.snr_db])]
@@ -226,16 +159,16 @@ class SpeechMixer:
         if rng.random() < cfg.clean:
             snr_db = float("inf")
         elif rng.random() < cfg.hiss:
-            noise = _hiss(rng, cfg.samples)
+            noise = hiss(cfg.samples, slope=float(rng.uniform(0, 2)), generator=rng)
         else:
-            sources, noise = self._noises(rng)
+            sources, noise = self._noises(rng, cfg)
         if np.isfinite(snr_db):
             scale_db = (
                 _db(active_power(heard)) - snr_db - _db(float(np.mean(np.square(noise, dtype=np.float64))))
             )
             noise = noise * np.float32(10 ** (scale_db / 20))
             sources = [replace(part, gain_db=part.gain_db + scale_db) for part in sources]
-        gain_db = self._gain_db(heard + noise, rng)
+        gain_db = self._gain_db(heard + noise, rng, cfg)
         gain = np.float32(10 ** (gain_db / 20))
         recipe = SpeechRecipe(
             id="",
@@ -249,30 +182,31 @@ class SpeechMixer:
         )
         return clean * gain, heard * gain, noise * gain, recipe
 
-    def _gain_db(self, noisy: Mono, rng: np.random.Generator) -> float:
+    def _gain_db(self, noisy: Mono, rng: np.random.Generator, cfg: SpeechMixConfig) -> float:
         """Gain to the drawn level, less where the peak would leave full scale."""
-        wanted = float(rng.uniform(*self.cfg.level_db)) - _db(
-            float(np.mean(np.square(noisy, dtype=np.float64)))
-        )
+        wanted = float(rng.uniform(*cfg.level_db)) - _db(float(np.mean(np.square(noisy, dtype=np.float64))))
         highest = float(np.abs(noisy).max())
         return min(wanted, 20 * float(np.log10(_PEAK / max(highest, 1e-9))))
 
-    def _utterance(self, rng: np.random.Generator) -> tuple[str, tuple[Spoken, ...], Mono]:
+    def _utterance(
+        self, rng: np.random.Generator, cfg: SpeechMixConfig, speaker: str | None
+    ) -> tuple[str, tuple[Spoken, ...], Mono]:
         """Recordings of one speaker, with pauses, until the time is filled."""
-        cfg = self.cfg
         speed = float(np.exp(rng.uniform(-1, 1) * np.log1p(cfg.speed)))
         samples = int(np.ceil(cfg.samples * speed)) + 1 if cfg.speed else cfg.samples
         for _ in range(_TRIES):
-            name, own = self._speakers[int(rng.choice(len(self._speakers), p=self._chance))]
-            parts = self._parts(rng, own, samples)
+            name = speaker or self.speakers[int(rng.choice(len(self._speakers), p=self._chance))]
+            parts = self._parts(rng, self._speakers[name], samples, cfg.pause_s)
             wave = lay_out(parts, self._read, samples)
             if active_power(wave) > 1e-6:  # an excerpt may lie in a pause
                 break
         else:
             raise DataError("no utterance with speech in it was found", where=str(self.speech.root))
-        return name, parts, _played(wave, speed, cfg.samples) if cfg.speed else wave
+        return name, parts, played(wave, speed, cfg.samples) if cfg.speed else wave
 
-    def _parts(self, rng: np.random.Generator, own: np.ndarray, samples: int) -> tuple[Spoken, ...]:
+    def _parts(
+        self, rng: np.random.Generator, own: np.ndarray, samples: int, pause_s: tuple[float, float]
+    ) -> tuple[Spoken, ...]:
         parts: list[Spoken] = []
         lead = int(rng.uniform(0, 0.4) * RATE_HZ)
         index = int(rng.choice(own))
@@ -283,26 +217,26 @@ class SpeechMixer:
             entry = self.speech.clips[index]
             gain_db = round(_LEVEL_DB - _db(self._active(index)) + float(rng.uniform(-2, 2)), 3)
             parts.append(Spoken(entry.clip.id, at, start, gain_db))
-            at += entry.length - start + int(rng.uniform(*self.cfg.pause_s) * RATE_HZ)
+            at += entry.length - start + int(rng.uniform(*pause_s) * RATE_HZ)
             start, index = 0, int(rng.choice(own))
         return tuple(parts)
 
-    def _noises(self, rng: np.random.Generator) -> tuple[list[NoisePart], Mono]:
+    def _noises(self, rng: np.random.Generator, cfg: SpeechMixConfig) -> tuple[list[NoisePart], Mono]:
         """One or two recordings, each at mean power 0.01; the second up to 10 dB below the first."""
         parts: list[NoisePart] = []
-        total = np.zeros(self.cfg.samples, np.float32)
-        for turn in range(2 if rng.random() < self.cfg.two_noises else 1):
+        total = np.zeros(cfg.samples, np.float32)
+        for turn in range(2 if rng.random() < cfg.two_noises else 1):
             for _ in range(_TRIES):
-                groups = self._music if rng.random() < self.cfg.music and self._music else self._events
+                groups = self._music if rng.random() < cfg.music and self._music else self._events
                 sources = groups[int(rng.integers(len(groups)))]
                 source = sources[int(rng.integers(len(sources)))]
                 index = source[int(rng.integers(len(source)))]
                 entry = self.noise.clips[index]
-                start = int(rng.integers(max(1, entry.length - self.cfg.samples // 2)))
-                if entry.length >= start + self.cfg.samples:
-                    wave = self.noise.samples(index, start, self.cfg.samples)
+                start = int(rng.integers(max(1, entry.length - cfg.samples // 2)))
+                if entry.length >= start + cfg.samples:
+                    wave = self.noise.samples(index, start, cfg.samples)
                 else:
-                    wave = repeat(self.noise.samples(index), start, self.cfg.samples)
+                    wave = repeat(self.noise.samples(index), start, cfg.samples)
                 power = float(np.mean(np.square(wave, dtype=np.float64)))
                 if power > 1e-8:
                     break
@@ -317,13 +251,9 @@ class SpeechMixer:
         """Clip or low-pass some inputs; None for the others."""
         chance = float(rng.random())
         if chance < self.cfg.clipped:
-            limit = float(np.abs(noisy).max() * rng.uniform(0.3, 0.8))
-            flat: np.ndarray = np.clip(noisy, -limit, limit).astype(np.float32)
-            return flat
+            return clipped(noisy, float(rng.uniform(0.3, 0.8)))
         if chance < self.cfg.clipped + self.cfg.band_limited:
-            edge_hz = float(rng.uniform(3400, 4000))
-            sections = butter(8, edge_hz, fs=RATE_HZ, output="sos")
-            return np.asarray(sosfilt(sections, noisy), np.float32)
+            return band_limited(noisy, float(rng.uniform(3400, 4000)))
         return None
 
     def _read(self, clip: str) -> Mono:
@@ -347,28 +277,6 @@ def _by_class(bank: SoundBank, *, music: bool) -> list[list[list[int]]]:
 def _pick(rng: np.random.Generator, shares: list[float]) -> int:
     weights = np.array(shares) / sum(shares)
     return int(rng.choice(len(weights), p=weights))
-
-
-def _played(wave: Mono, speed: float, samples: int) -> Mono:
-    """Play at another speed, by cubic interpolation between samples."""
-    position = np.arange(samples, dtype=np.float64) * speed
-    left = np.minimum(position.astype(np.int64), len(wave) - 2)
-    share = (position - left).astype(np.float32)
-    before, after = wave[np.maximum(left - 1, 0)], wave[np.minimum(left + 2, len(wave) - 1)]
-    here, there = wave[left], wave[left + 1]
-    slope, curve = (there - before) / 2, before - 2.5 * here + 2 * there - after / 2
-    bend = (after - before) / 2 + 1.5 * (here - there)
-    out: np.ndarray = ((bend * share + curve) * share + slope) * share + here
-    return out.astype(np.float32)
-
-
-def _hiss(rng: np.random.Generator, samples: int) -> Mono:
-    """Gaussian noise whose power falls with frequency as f^-a, a from 0 (white) to 2 (brown), above 50 Hz."""
-    spectrum = rng.standard_normal((samples // 2 + 1, 2)) @ np.array([1, 1j])
-    hertz = np.maximum(np.fft.rfftfreq(samples, 1 / RATE_HZ), 50.0)
-    wave = np.fft.irfft(spectrum * hertz ** (-float(rng.uniform(0, 2)) / 2), samples)
-    out: np.ndarray = wave / np.sqrt(np.mean(wave**2)) * 0.1
-    return out.astype(np.float32)
 
 
 def _db(power: float) -> float:

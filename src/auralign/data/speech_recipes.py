@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 from jaxtyping import Float32
-from scipy.signal import oaconvolve
 
 from auralign.audio.room_response import SPEED_M_S, draw_room, early_part, room_response
 
@@ -86,12 +86,13 @@ class SpeechRecipe:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered recipe: ``noisy = received + noise``; ``clean`` is the target."""
+    """A rendered recipe: ``noisy = received + noise``; ``clean`` is the target; ``rt60_s`` is the room's."""
 
     clean: Mono
     received: Mono
     noise: Mono
     noisy: Mono
+    rt60_s: float | None
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,13 @@ def received(speech: Mono, room: RoomFilter | None) -> tuple[Mono, Mono]:
     """Give what the microphone hears of the speech, and the target in it."""
     if room is None:
         return speech, speech
-    whole = oaconvolve(speech, room.whole)[: len(speech)].astype(np.float32)
-    early = oaconvolve(speech, room.early)[: len(speech)].astype(np.float32)
-    return whole, early
+    length = scipy.fft.next_fast_len(len(speech) + len(room.whole) - 1, real=True)
+    spectrum = scipy.fft.rfft(speech.astype(np.float64), length)  # double: the same floats on every machine
+    heard, clean = (
+        scipy.fft.irfft(spectrum * scipy.fft.rfft(response.astype(np.float64), length), length)
+        for response in (room.whole, room.early)
+    )
+    return heard[: len(speech)].astype(np.float32), clean[: len(speech)].astype(np.float32)
 
 
 def render(
@@ -170,4 +175,4 @@ def render(
     added = np.zeros(recipe.samples, np.float32)
     for part in recipe.noise:
         added += repeat(noise(part.clip), part.start, recipe.samples) * np.float32(10 ** (part.gain_db / 20))
-    return Rendered(clean, heard, added, heard + added)
+    return Rendered(clean, heard, added, heard + added, None if room is None else room.rt60_s)
