@@ -122,6 +122,18 @@ def test_nft_is_the_published_sum_over_two_implicit_policies():
         assert nft(noised, v, ADVANTAGE, strength=strength).objective.item() == pytest.approx(-total - base)
 
 
+def test_the_divisor_of_nft_is_a_constant():
+    noised, v = set_up()
+    (slope,) = torch.autograd.grad(nft(noised, v, ADVANTAGE, penalties=Penalties()).objective, v.new)
+    t, old, new = noised.t.view(-1, 1, 1), v.old, v.new.detach()
+    expected = torch.zeros_like(new)
+    for share, sign in ((optimality(ADVANTAGE), 1.0), (1 - optimality(ADVANTAGE), -1.0)):
+        miss = noised.x_t - t * (old + sign * (new - old)) - noised.x_0
+        by_miss = 2 * miss / 6 / miss.abs().mean((1, 2), keepdim=True)
+        expected += 5 / ROWS * share.view(-1, 1, 1) * sign * t * by_miss
+    torch.testing.assert_close(slope, expected)
+
+
 def test_nft_moves_towards_good_samples_and_away_from_bad_ones():
     noised, v = set_up()
     new = v.old.clone().requires_grad_()
