@@ -41,6 +41,8 @@ NAMES = ("speech-val", "speech-dry", "speech-reverb", "speech-real")
 _SNRS_DB = (0.0, 5.0, 10.0, 15.0)
 _LEAST_MIN = 0.5  # minutes of a speaker in mixed lists
 _REAL_S = (2.0, 8.0)  # pieces of real recordings
+_GAP = 4_800  # samples between them: 0.3 s
+_NARROW_DB = -50.0
 
 
 @dataclass(frozen=True)
@@ -199,14 +201,15 @@ def write_speech_list(path: Path, recipes: Sequence[SpeechRecipe]) -> str:
     return digest
 
 
-def draw_speech_lists(speech_root: Path, soundbox_root: Path, out: Path) -> dict[str, int]:
-    """Draw every list again from the corpora and write it to `out`; return the lengths."""
+def draw_speech_lists(
+    speech_root: Path, soundbox_root: Path, out: Path, names: Sequence[str] = NAMES
+) -> dict[str, int]:
+    """Draw lists again from the corpora and write them to `out`; return the lengths."""
     out.mkdir(parents=True, exist_ok=True)
     lengths = {}
-    clips = read_manifest(speech_root / "manifest.jsonl")
-    for name in NAMES:
+    for name in names:
         if name == "speech-real":
-            recipes = _real([clip for clip in clips if clip.split == "real"])
+            recipes = _real(Shelf(speech_root))
         else:
             recipes = _mixed(name, _PLANS[name], speech_root, soundbox_root)
         write_speech_list(out / f"{name}.jsonl", recipes)
@@ -237,27 +240,37 @@ def _mixed(name: str, plan: _Plan, speech_root: Path, soundbox_root: Path) -> li
     return recipes
 
 
-def _real(clips: Sequence[Clip]) -> list[SpeechRecipe]:
-    """At most six recordings of a speaker: the longest, or several short ones after another with 0.3 s between.
+def _real(shelf: Shelf) -> list[SpeechRecipe]:
+    """Pieces of real recordings: one long, or several short ones of a speaker after another with 0.3 s between.
 
-    Nothing is added and no level is changed.
+    At most eight of a speaker, and two where a telephone's band is all there is. Nothing is added and no level is
+    changed.
     """
     speakers: dict[str, list[Clip]] = defaultdict(list)
-    for clip in sorted(clips, key=lambda item: (-(item.duration_s or 0.0), item.id)):
-        speakers[clip.speaker].append(clip)
+    for clip in sorted(shelf.clips.values(), key=lambda item: (-(item.duration_s or 0.0), item.id)):
+        if clip.split == "real":
+            speakers[clip.speaker].append(clip)
     recipes: list[SpeechRecipe] = []
     for speaker, own in sorted(speakers.items()):
         queue = list(own)
-        for _ in range(6):
+        narrow = _high_db(np.concatenate([shelf(clip.id) for clip in own[:8]])) < _NARROW_DB
+        for _ in range(2 if narrow else 8):
             parts: list[Spoken] = []
             at = 0
             while queue and at < _REAL_S[0] * RATE_HZ:
                 clip = queue.pop(0)
                 parts.append(Spoken(clip.id, at, 0, 0.0))
-                at += round((clip.duration_s or 0.0) * RATE_HZ) + round(0.3 * RATE_HZ)
-            samples = min(at - round(0.3 * RATE_HZ), round(_REAL_S[1] * RATE_HZ))
+                at += len(shelf(clip.id)) + _GAP
+            samples = min(at - _GAP, round(_REAL_S[1] * RATE_HZ))
             if samples < RATE_HZ:
                 break
             name = f"speech-real-{len(recipes):03d}"
             recipes.append(SpeechRecipe(name, samples, speaker, tuple(parts), (), float("inf"), 0.0))
     return recipes
+
+
+def _high_db(wave: Mono) -> float:
+    """Energy above 4.2 kHz, relative to all, dB."""
+    power = np.square(np.abs(np.fft.rfft(wave.astype(np.float64))))
+    edge = round(len(power) * 4200 / (RATE_HZ / 2))
+    return 10 * float(np.log10(max(float(power[edge:].sum() / max(float(power.sum()), 1e-30)), 1e-12)))
