@@ -188,7 +188,10 @@ class Composite:
 
     def learn(self, scene: Scene) -> Scored:
         """Total and parts, with this scene in the statistics."""
-        parts = {term.name: term.reward(scene) for term in self.terms}
+        return self.learn_parts({term.name: term.reward(scene) for term in self.terms})
+
+    def learn_parts(self, parts: Mapping[str, Float[Tensor, "batch group"]]) -> Scored:
+        """The same of parts that are already scored, by workers for instance."""
         for name, scale in self._scales.items():
             scale.update(parts[name])
         return self.combine(parts)
