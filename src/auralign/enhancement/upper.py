@@ -73,8 +73,9 @@ class UpperGain:
     def _smoothed(self, count: int) -> Float64[Tensor, "row frame"]:
         weight = torch.hann_window(2 * _REACH + 3, periodic=False, dtype=torch.float64)[1:-1]
         enhanced, heard, whole = (self._power.unfold(-1, 2 * _REACH + 1, 1)[..., :count, :] * weight).sum(-1)
-        nothing = _NOTHING * whole + 1e-60
-        return ((enhanced + nothing) / (heard + nothing)).clamp(0, 1).sqrt()
+        nothing = _NOTHING * whole + 1e-200
+        ratio: Tensor = (enhanced + nothing) / (heard + nothing)
+        return ratio.clamp(0, 1).sqrt()
 
     def ready(self) -> int:
         """How many samples from the start have their gain."""

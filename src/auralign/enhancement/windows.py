@@ -34,7 +34,7 @@ WINDOW_S, STEP_S = 6.0, 5.2
 _SAME = (
     1e-3  # power of differences between channels, relative to their mean's, below which they are one voice
 )
-_EXTREME = 2.0**40  # peaks beyond it, or below its inverse, are brought to 1 and back by a power of two
+_EXTREME = 2.0**12  # peaks beyond it, or below its inverse, are brought to 1 and back by a power of two
 
 
 @dataclass(frozen=True)
