@@ -4,10 +4,11 @@ It is asked for clean data, not for a velocity: :math:`\hat x_0 = A \odot y + B 
 A, B and a residual r from one decoder; :math:`v = (x_t - \hat x_0) / t` follows. Near t = 0 that is the velocity of
 a state that hardly changes, and near t = 1 a predictive enhancer, which a network of this size learns well.
 
-Four neighbouring bins enter together (a strided convolution) and leave together (a convolution whose channels are
-the four bins), so nearly all products are spent on a quarter of the rows. Two levels halve rows and frames, the third
-halves rows; the deepest blocks are dilated in time and hear about a second on each side. Batch norms are frozen
-outside training: the answer for one item depends on nothing but that item.
+Patches of four bins by two frames enter together (a strided convolution) and leave together (a convolution whose
+channels are the patch), so nearly all work is done on an eighth of the places; a place then stands for 16 ms, as in
+other small enhancers. Two levels halve rows and frames, the third halves rows; the deepest blocks are dilated in time
+and hear about two seconds on each side. Batch norms are frozen outside training: the answer for one item depends on
+nothing but that item.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from einops import rearrange
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-GROUP = 4
-"""Bins that make a band."""
+BINS, FRAMES = 4, 2
+"""Bins and frames that make a patch."""
 PARTS = 6
 """Real numbers that say what becomes of a bin: two complex masks and a complex residual."""
 TIMES = 16
@@ -38,7 +39,7 @@ def time_features(t: Float[Tensor, " batch"]) -> Float[Tensor, "batch 32"]:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 × 3 convolutions with a gain and shift by time between, added to their input.
+    """Two 3 × 3 convolutions with a norm, a gain and shift by time and a SiLU between, added to their input.
 
     Args:
         channels: Width.
@@ -49,9 +50,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, clock: int, dilation: int = 1) -> None:
         super().__init__()
         pad = (1, dilation)
-        self.norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, channels, 3, padding=pad, dilation=(1, dilation), bias=False)
-        self.norm_mid = nn.BatchNorm2d(channels, affine=False)
+        self.norm = nn.BatchNorm2d(channels, affine=False)
         self.film = nn.Linear(clock, 2 * channels)
         self.out = nn.Conv2d(channels, channels, 3, padding=pad, dilation=(1, dilation))
         nn.init.zeros_(self.out.weight)  # a block begins as the identity
@@ -61,7 +61,7 @@ class ResidualBlock(nn.Module):
     ) -> Float[Tensor, "batch channel row frame"]:
         """Same shape out."""
         gain, shift = self.film(clock)[:, :, None, None].chunk(2, dim=1)
-        inner = self.norm_mid(self.conv(F.silu(self.norm(x))))
+        inner = self.norm(self.conv(x))
         out: Tensor = x + self.out(F.silu(torch.addcmul(shift.to(inner), inner, 1 + gain.to(inner))))
         return out
 
@@ -79,7 +79,7 @@ class BandUnet(nn.Module):
     def __init__(
         self,
         *,
-        widths: Sequence[int] = (24, 48, 96, 128),
+        widths: Sequence[int] = (32, 64, 96, 128),
         blocks: Sequence[int] = (1, 2, 2, 4),
         clock: int = 64,
         bins: int = 256,
@@ -90,8 +90,10 @@ class BandUnet(nn.Module):
                 f"widths {widths}, blocks {blocks}, bins {bins}: needs 4, 4 and a multiple of 32"
             )
         self.clock = nn.Sequential(nn.Linear(2 * TIMES, clock), nn.SiLU(), nn.Linear(clock, clock), nn.SiLU())
-        self.stem = nn.Conv2d(PARTS, widths[0], (GROUP, 3), stride=(GROUP, 1), padding=(0, 1))
-        self.pitch = nn.Parameter(torch.zeros(widths[0], bins // GROUP, 1))
+        self.stem = nn.Conv2d(
+            PARTS, widths[0], (BINS, 2 * FRAMES), stride=(BINS, FRAMES), padding=(0, FRAMES // 2)
+        )
+        self.pitch = nn.Parameter(torch.zeros(widths[0], bins // BINS, 1))
         strides = ((2, 2), (2, 2), (2, 1))
         self.down = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=stride, padding=1)
@@ -106,11 +108,10 @@ class BandUnet(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(widths))
         self.join = nn.ModuleList(nn.Conv2d(2 * a, a, 1) for a in widths[:-1])
         self.rise = nn.ModuleList(ResidualBlock(a, clock) for a in widths[:-1])
-        self.head_norm = nn.BatchNorm2d(widths[0])
-        self.head = nn.Conv2d(widths[0], GROUP * PARTS, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], BINS * FRAMES * PARTS, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():  # begins as an equal mean of both inputs
-            said = torch.tensor([0.5, 0.0, 0.5, 0.0, 0.0, 0.0]).repeat(GROUP)
+            said = torch.tensor([0.5, 0.0, 0.5, 0.0, 0.0, 0.0]).repeat(BINS * FRAMES)
             self.head.get_parameter("bias").copy_(said)
 
     def forward(
@@ -121,7 +122,7 @@ class BandUnet(nn.Module):
     ) -> Complex[Tensor, "batch freq frame"]:
         """Expected clean data x̂₀ of the states x_t around the noisy recordings y."""
         frames = x_t.shape[-1]
-        size = frames + -frames % 4
+        size = frames + -frames % (4 * FRAMES)
         seen = torch.stack([x_t.real, x_t.imag, noisy.real, noisy.imag, x_t.abs(), noisy.abs()], dim=1)
         seen = F.pad(seen, (0, size - frames)).contiguous(memory_format=torch.channels_last)
         clock = self.clock(time_features(t))
@@ -136,7 +137,9 @@ class BandUnet(nn.Module):
         for level in reversed(range(len(kept))):
             above = F.interpolate(self.up[level](x), size=kept[level].shape[-2:])
             x = self.rise[level](self.join[level](torch.cat([kept[level], above], dim=1)), clock)
-        said = self.head(F.silu(self.head_norm(x))).float()
-        said = rearrange(said, "b (bin part) row frame -> part b (row bin) frame", bin=GROUP)[..., :frames]
+        said = self.head(F.silu(x)).float()
+        said = rearrange(
+            said, "b (bin tick part) row frame -> part b (row bin) (frame tick)", bin=BINS, tick=FRAMES
+        )[..., :frames]
         of_noisy, of_state, rest = (torch.complex(said[k], said[k + 1]) for k in (0, 2, 4))
         return of_noisy * noisy + of_state * x_t + rest
