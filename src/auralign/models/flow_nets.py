@@ -19,7 +19,16 @@ def _band_unet(**options: Any) -> nn.Module:
     return BandUnet(**options)
 
 
-NETWORKS: Mapping[str, tuple[Answer, Callable[..., nn.Module]]] = {"band_unet": ("data", _band_unet)}
+def _ncsnpp(**options: Any) -> nn.Module:
+    from auralign.models.ncsnpp import NCSNpp
+
+    return NCSNpp(**options)
+
+
+NETWORKS: Mapping[str, tuple[Answer, Callable[..., nn.Module]]] = {
+    "band_unet": ("data", _band_unet),
+    "ncsnpp": ("velocity", _ncsnpp),
+}
 """Name → what it answers, and how it is made."""
 
 
