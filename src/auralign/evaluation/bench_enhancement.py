@@ -51,7 +51,7 @@ def bench(
             skipped[name] = str(error)
             continue
         sides[name] = lambda peer=peer: peer.enhance_wave(wave)  # type: ignore[misc]
-    best = _smallest(sides, repeats)
+    best = smallest_times(sides, repeats)
     work = f"{title}, {seconds:g} s at {RATE_HZ} Hz, {torch.get_num_threads()} threads"
     entries = {
         f"{name}_vs_real_time": _entry(took, seconds, "real time", work) for name, took in best.items()
@@ -80,7 +80,8 @@ def _sound(seconds: float) -> Float[Tensor, "1 time"]:
     return 0.1 * torch.randn(1, round(seconds * RATE_HZ), generator=generator)
 
 
-def _smallest(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def smallest_times(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Smallest time of each side in seconds, interleaved, after one round that is not timed."""
     best = dict.fromkeys(sides, float("inf"))
     for turn in range(repeats + 1):
         for name, call in sides.items():

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from auralign.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from auralign.data.speech_lists import SpeechItem as ListItem
 
 RATE_HZ = 16_000
 LISTS = ("speech-dry", "speech-reverb")
@@ -56,22 +58,16 @@ class SpeechItem:
         return digest.hexdigest()[:16]
 
 
-def _as_item(name: str, found: Any) -> SpeechItem:
-    clean = None if found.clean is None else _wave(found.clean)
-    snr = getattr(found, "snr_db", None)
+def _as_item(name: str, found: ListItem) -> SpeechItem:
     return SpeechItem(
         name,
-        str(found.id),
-        _wave(found.noisy),
-        clean,
-        None if snr is None else float(snr),
-        str(getattr(found, "speaker", "") or ""),
-        str(getattr(found, "noise", "") or ""),
+        found.id,
+        torch.from_numpy(found.noisy),
+        None if found.clean is None else torch.from_numpy(found.clean),
+        found.snr_db,
+        found.speaker,
+        ", ".join(found.noise),
     )
-
-
-def _wave(sound: Any) -> Float[Tensor, " time"]:
-    return torch.as_tensor(np.asarray(sound, dtype=np.float32)).flatten()
 
 
 def check_items(items: Sequence[SpeechItem]) -> list[SpeechItem]:
@@ -91,7 +87,7 @@ def read_lists(
     """Items of frozen lists.
 
     Args:
-        names: Of the lists.
+        names: Of the lists, or files of their form.
         speech: Folder of the speech corpus.
         soundbox: Folder of the corpus that the noises come from.
         limit: Only the first ones of each list.
@@ -100,11 +96,12 @@ def read_lists(
         return []
     from auralign.data.speech_lists import load_speech_list
 
-    return [
-        _as_item(name, found)
-        for name in names
-        for found in list(load_speech_list(name, speech, soundbox))[:limit]
-    ]
+    found = []
+    for name in names:
+        place = Path(name) if name.endswith(".jsonl") else name
+        shown = Path(name).stem if name.endswith(".jsonl") else name
+        found += [_as_item(shown, item) for item in load_speech_list(place, speech, soundbox)[:limit]]
+    return found
 
 
 def read_pairs(sets: Sequence[str], *, limit: int | None = None) -> list[SpeechItem]:
