@@ -57,9 +57,9 @@ def nothing() -> Plain:
 
 @pytest.fixture
 def lowpass() -> Plain:
-    """Keeps what lies below 2 kHz, by a filter of 401 taps without delay."""
-    taps = torch.from_numpy(firwin(401, 2000, fs=16_000)).float()[None, None]
-    return Plain(lambda wave, seed: torch.nn.functional.conv1d(wave[:, None], taps, padding=200)[:, 0])
+    """Keeps what lies below 2 kHz, by a filter of 101 taps without delay."""
+    taps = torch.from_numpy(firwin(101, 2000, fs=16_000)).float()[None, None]
+    return Plain(lambda wave, seed: torch.nn.functional.conv1d(wave[:, None], taps, padding=50)[:, 0])
 
 
 @pytest.fixture

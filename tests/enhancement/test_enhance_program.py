@@ -121,6 +121,18 @@ def test_patterns_folders_and_json(noisy, tmp_path, capsys):
     assert all(one["ok"] and len(one["outputs"]) == 1 for one in found)
 
 
+def test_one_result_can_be_named_as_a_file(noisy, tmp_path, capsys):
+    target = tmp_path / "o" / "clean {1}.flac"
+    assert cli.main(["enhance", str(noisy), "-o", str(target), *CLASSIC]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(target)]
+    assert soundfile.info(target).format == "FLAC"
+    assert {path.name for path in target.parent.iterdir()} == {target.name, "noisy.manifest.json"}
+    before = noisy.read_bytes()
+    assert cli.main(["enhance", str(noisy), "-o", str(noisy), *CLASSIC]) == 2
+    assert "would replace an input" in capsys.readouterr().err
+    assert noisy.read_bytes() == before
+
+
 def test_a_dry_run_writes_nothing(noisy, tmp_path, capsys):
     assert cli.main(["enhance", str(noisy), "-o", str(tmp_path / "o"), "--dry-run", *CLASSIC]) == 0
     assert "0.5 s, 48000 Hz, 2 channels" in capsys.readouterr().err
@@ -142,6 +154,8 @@ def test_a_dry_run_writes_nothing(noisy, tmp_path, capsys):
         (["--model", "no-such-model"], "no-such-model"),
         (["-o", "-", "--residual"], "standard output"),
         (["-o", "-", "--report"], "standard output"),
+        (["-o", "a.wav", "--residual"], "several results"),
+        (["-o", "a.wav", "other.wav"], "several results"),
     ],
 )
 def test_wrong_requests_exit_2_and_say_why(words, said, noisy, tmp_path, capsys, monkeypatch):

@@ -68,7 +68,7 @@ def test_channels_share_a_gain_or_have_their_own(wave):
 
 @pytest.mark.parametrize("block", [7, 100, 1_013, 16_000])
 def test_blocks_of_any_size_give_the_same_gains(block, wave):
-    part, gate = wave[:, : 2_000 if block == 7 else 16_000], torch.rand(wave.shape[1]).round()
+    part, gate = wave[:, : 1_000 if block == 7 else 16_000], torch.rand(wave.shape[1]).round()
     enhanced = part * gate[: part.shape[1]]
     whole = gains_of(part, enhanced, block=16_000)
     torch.testing.assert_close(gains_of(part, enhanced, block=block), whole, atol=1e-6, rtol=1e-5)

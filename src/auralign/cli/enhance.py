@@ -27,7 +27,7 @@ class Options:
     """Sound or video files, folders, patterns in quotes, or - for standard input."""
 
     out: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "out"
-    """Folder for the results; - writes the one result to standard output as WAV."""
+    """Folder for the results, or a sound file for the one result of one input; - writes it to standard output as WAV."""
 
     strength: Annotated[float, arg(metavar="0…1")] = 1.0
     """1 takes out all noise that is found, 0.7 leaves it 10 dB lower, 0 changes nothing."""
@@ -88,6 +88,7 @@ def run(options: Options) -> int:
     """Enhances every input; 1 when some failed."""
     paths = expand(options.inputs, recursive=options.recursive)
     extras = options.report or options.json or options.dry_run
+    options = _into_one_file(options, len(paths))
     check_stdout(options.out, inputs=len(paths), stems=1 + options.residual, extras=extras)
     for name, value in (("--rate", options.rate), ("--steps", options.steps)):
         if value < 0:
@@ -108,6 +109,21 @@ def run(options: Options) -> int:
     if problem is not None:
         raise problem
     return code
+
+
+def _into_one_file(options: Options, inputs: int) -> Options:
+    """With a sound file as --out: its folder, and a template that is its name."""
+    from auralign.batch.names import FORMATS
+
+    out = Path(options.out)
+    if out.suffix.lower().lstrip(".") not in FORMATS or out.is_dir():
+        return options
+    if inputs > 1 or options.residual or options.report:
+        raise UsageError(
+            "one file cannot hold several results", where=f"-o {options.out}", hint="give a folder"
+        )
+    literal = out.name.replace("{", "{{").replace("}", "}}")
+    return dataclasses.replace(options, out=str(out.parent), name=literal)
 
 
 def _enhance(options: Options, files: list[str], out: Path) -> list[Any]:
