@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
+from scipy.signal import butter, sosfilt
 
 from auralign.errors import AudioError
 
@@ -20,6 +21,7 @@ SPEED_M_S = 343.0
 _HALF_TAPS = 20  # of the windowed sinc either side
 _STEPS = 64  # fractions of a sample at which the sinc is tabled
 _FADE_S = 0.010
+_LOWEST_HZ = 80.0
 
 Response = Float32[np.ndarray, "time"]
 
@@ -104,6 +106,8 @@ def room_response(
     :math:`d / c`, where :math:`d_0` is the source's own distance. From `mixing_s` after the direct sound on,
     reflections are so dense that Gaussian noise stands for them, with the expected power of all images: their rate
     :math:`4 \pi c^3 t^2 / V` times the energy of each, so :math:`4 \pi c\, d_0^2 / V \cdot 10^{-6 t / T}` a second.
+    Walls reflect without changing the sign, so dense images would pile up to a constant; as in Allen and Berkley,
+    reflections are high-passed, here at 80 Hz.
 
     Args:
         room: The room.
@@ -122,7 +126,12 @@ def room_response(
     length = math.ceil((direct_s + max(room.rt60_s, mixing_s)) * rate_hz) + _HALF_TAPS + 1
     distance, walls = image_sources(room, (direct_s + mixing_s) * SPEED_M_S)
     reflected = math.sqrt(1 - absorption(room))
-    early = _impulses(distance / SPEED_M_S * rate_hz, reflected**walls * room.distance_m / distance, length)
+    arrival, amplitude = distance / SPEED_M_S * rate_hz, reflected**walls * room.distance_m / distance
+    echoes = sosfilt(
+        butter(2, _LOWEST_HZ, "highpass", fs=rate_hz, output="sos"),
+        _impulses(arrival[walls > 0], amplitude[walls > 0], length),
+    )
+    early = echoes + _impulses(arrival[walls == 0], amplitude[walls == 0], length)
     time_s = np.arange(length) / rate_hz
     rise = np.clip((time_s - direct_s - mixing_s + _FADE_S) / _FADE_S, 0, 1)
     density = 4 * math.pi * SPEED_M_S * room.distance_m**2 / room.volume_m3 / rate_hz
@@ -147,7 +156,7 @@ def _impulses(
     return total[_HALF_TAPS : _HALF_TAPS + length]
 
 
-def early_part(response: Response, direct_samples: int, early_samples: int) -> Response:
+def early_part(response: Response, direct_samples: int, early_samples: int) -> Float32[np.ndarray, "part"]:
     """Keep the direct sound and `early_samples` after it; the cut is a half cosine of 2 ms at 16 kHz."""
     fade = 32
     stop = min(len(response), direct_samples + early_samples)
@@ -178,11 +187,11 @@ def draw_room(
 
 
 def decay_time_s(
-    response: Response, rate_hz: int = 16_000, *, span_db: tuple[float, float] = (5, 25)
+    response: Response, rate_hz: int = 16_000, *, span_db: tuple[float, float] = (5.0, 35.0)
 ) -> float:
     """Reverberation time by Schroeder's backward integration, from a line fitted between two levels.
 
-    Schroeder 1965, "New method of measuring reverberation time"; ISO 3382-1 calls this T20. ``nan`` if the response
+    Schroeder 1965, "New method of measuring reverberation time"; ISO 3382-1 calls this T30. ``nan`` if the response
     is silent or its energy does not fall that far.
     """
     energy = np.cumsum(np.square(response[::-1].astype(np.float64)))[::-1]

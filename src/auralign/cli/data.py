@@ -90,16 +90,31 @@ class Phrases:
     """Print the statistics as JSON."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Draw the frozen lists of noisy speech again and say whether they are those that come with the package."""
+
+    speech: Annotated[Positional[Path], arg(metavar="SPEECH")] = Path("corpora/speech")
+    """The built speech corpus."""
+
+    soundbox: Annotated[Path, arg(metavar="DIR")] = Path("corpora/soundbox")
+    """The built soundbox."""
+
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Keep what was drawn there."""
+
+
 Options = (
     Annotated[List, subcommand("list")]
     | Annotated[Build, subcommand("build")]
     | Annotated[Check, subcommand("check")]
     | Annotated[Phrases, subcommand("phrases")]
+    | Annotated[Lists, subcommand("lists")]
 )
 
 
-def run(options: List | Build | Check | Phrases) -> int:
-    """Does what the sub-verb says; ``check`` returns 1 when something listed is missing."""
+def run(options: List | Build | Check | Phrases | Lists) -> int:
+    """Does what the sub-verb says; ``check`` and ``lists`` return 1 when something is missing or differs."""
     show_log()
     match options:
         case List():
@@ -110,6 +125,8 @@ def run(options: List | Build | Check | Phrases) -> int:
             return _check(options)
         case Phrases():
             return _phrases(options)
+        case Lists():
+            return _lists(options)
 
 
 def _readers() -> dict[str, Any]:
@@ -285,6 +302,24 @@ def _phrases(options: Phrases) -> int:
         print_table(rows, ["statistic", "value"])
         say(f"wrote {out}")
     return 0
+
+
+def _lists(options: Lists) -> int:
+    import tempfile
+
+    from auralign.data.mixtures import list_path
+    from auralign.data.speech_lists import draw_speech_lists
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = options.out or Path(folder)
+        lengths = draw_speech_lists(options.speech, options.soundbox, out)
+        same = {n: (out / f"{n}.jsonl").read_bytes() == list_path(n).read_bytes() for n in lengths}
+    rows = [
+        {"list": name, "pieces": str(count), "": "the shipped one" if same[name] else "differs"}
+        for name, count in lengths.items()
+    ]
+    print_table(rows, ["list", "pieces", ""])
+    return 0 if all(same.values()) else 1
 
 
 def _check(options: Check) -> int:

@@ -71,12 +71,14 @@ class SpeechSources:
         voices: Who speaks where.
         minutes: Most minutes of one speaker of clean speech.
         minutes_real: Most minutes of one speaker of recordings that are not clean.
+        not_speech: Files that are left out although a voice's pattern fits them.
     """
 
     licenses: Mapping[str, str]
     voices: tuple[Voice, ...]
     minutes: float = 8.0
     minutes_real: float = 2.0
+    not_speech: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def read_sources(path: Path = TABLE) -> SpeechSources:
             for row in table["voices"]
         )
         minutes, minutes_real = float(table["minutes"]), float(table["minutes_real"])
+        not_speech = tuple(str(glob) for glob in table.get("not_speech", ()))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError("the table of voices is not valid", where=str(path), why=repr(error)) from error
     side: dict[str, str] = {}
@@ -116,7 +119,7 @@ def read_sources(path: Path = TABLE) -> SpeechSources:
                 raise DataError(
                     f"{name} is in two splits", where=str(path), why=f"{side[name]}, {voice.split}"
                 )
-    return SpeechSources(licenses, voices, minutes, minutes_real)
+    return SpeechSources(licenses, voices, minutes, minutes_real, not_speech)
 
 
 def build(
@@ -196,8 +199,13 @@ def _read_package(
     voices = [voice for voice in sources.voices if voice.package == package]
     version = deb.control(path).get("Version", "")
     files: dict[int, list[tuple[str, bytes]]] = defaultdict(list)
-    wanted = [voice.glob for voice in voices]
-    for name, data in deb.members(path, lambda name: any(fnmatchcase(name, glob) for glob in wanted)):
+
+    def wanted(name: str) -> bool:
+        return any(fnmatchcase(name, voice.glob) for voice in voices) and not any(
+            fnmatchcase(name, glob) for glob in sources.not_speech
+        )
+
+    for name, data in deb.members(path, wanted):
         owner = next(index for index, voice in enumerate(voices) if fnmatchcase(name, voice.glob))
         files[owner].append((name, data))
     clips: list[Clip] = []

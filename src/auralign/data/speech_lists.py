@@ -220,8 +220,8 @@ def draw_speech_lists(
 def _mixed(name: str, plan: _Plan, speech_root: Path, soundbox_root: Path) -> list[SpeechRecipe]:
     """Recipes of one list; speakers take turns, and so do the ratios of speech to noise."""
     base = SpeechMixConfig(
-        samples=RATE_HZ, reverberant=plan.reverberant, rt60_s=(0.3, 0.8), rooms=40, hiss=0, clean=0,
-        band_limited=0, clipped=0, speed=0, level_db=(-30.0, -22.0),
+        samples=RATE_HZ, reverberant=plan.reverberant, rt60_s=(0.3, 0.8), rooms=40, hiss=0.0, clean=0.0,
+        band_limited=0.0, clipped=0.0, speed=0.0, level_db=(-30.0, -22.0),
     )  # fmt: skip
     mixer = SpeechMixer.load(speech_root, soundbox_root, plan.split, base)
     minutes: dict[str, float] = defaultdict(float)
