@@ -259,6 +259,35 @@ def test_peers_named_in_the_registry_exist():
     assert enhancement.AT_ONCE > 1
 
 
+def test_a_frozen_list_is_read_with_what_is_known_of_its_recordings(monkeypatch):
+    from types import SimpleNamespace
+
+    from auralign.data import speech_lists
+    from auralign.evaluation.enhancement_items import read_lists
+
+    def rendered(name, speech, soundbox):
+        assert (speech, soundbox) == (Path("s"), Path("b"))
+        wave = np.full(800, 0.1, np.float32)
+        told = {"noisy": wave, "speaker": "ann", "noise": ("rain", "bell")}
+        real = (
+            {"clean": None, "snr_db": None} if name == "speech-real" else {"clean": wave / 2, "snr_db": 5.0}
+        )
+        return [SimpleNamespace(id=f"{name}-{n}", **told, **real) for n in range(4)]
+
+    monkeypatch.setattr(speech_lists, "load_speech_list", rendered)
+    found = read_lists(["speech-dry", "speech-real"], speech=Path("s"), soundbox=Path("b"), limit=2)
+    names = [(one.list, one.id, one.snr_db, one.speaker, one.noise) for one in found]
+    assert names == [
+        ("speech-dry", "speech-dry-0", 5.0, "ann", "rain, bell"),
+        ("speech-dry", "speech-dry-2", 5.0, "ann", "rain, bell"),
+        ("speech-real", "speech-real-0", None, "ann", "rain, bell"),
+        ("speech-real", "speech-real-2", None, "ann", "rain, bell"),
+    ]
+    assert found[2].clean is None
+    assert float(found[0].clean[0]) == pytest.approx(0.05)
+    assert read_lists([], speech=Path("s"), soundbox=Path("b")) == []
+
+
 @pytest.fixture
 def pairs(voice, tmp_path: Path) -> Path:
     root = tmp_path / "set"

@@ -161,7 +161,7 @@ class Enhancement:
     """Whether DNSMOS and the speaker encoder hear outputs as they are, or all at one loudness."""
 
     limit: Annotated[int, arg(metavar="N")] = 0
-    """Only the first N recordings of each list; 0 takes all."""
+    """N recordings of each list, spread evenly; 0 takes all."""
 
     seed: int = 0
     """Seed of the enhancers' noise and the bootstrap."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from auralign.errors import DataError, UsageError
 if TYPE_CHECKING:
     from auralign.data.speech_lists import SpeechItem as ListItem
 
+Found = TypeVar("Found")
 RATE_HZ = 16_000
 LISTS = ("speech-dry", "speech-reverb")
 
@@ -81,6 +82,17 @@ def check_items(items: Sequence[SpeechItem]) -> list[SpeechItem]:
     return list(items)
 
 
+def spread(found: Sequence[Found], limit: int | None) -> list[Found]:
+    """So many of them, evenly over all; lists are sorted, and the first ones would be one speaker.
+
+    >>> spread("abcdefg", 3)
+    ['a', 'c', 'e']
+    """
+    if limit is None or limit >= len(found):
+        return list(found)
+    return [found[n * len(found) // limit] for n in range(limit)]
+
+
 def read_lists(
     names: Sequence[str], *, speech: Path, soundbox: Path, limit: int | None = None
 ) -> list[SpeechItem]:
@@ -90,7 +102,7 @@ def read_lists(
         names: Of the lists, or files of their form.
         speech: Folder of the speech corpus.
         soundbox: Folder of the corpus that the noises come from.
-        limit: Only the first ones of each list.
+        limit: Only so many of each list, spread evenly.
     """
     if not names:
         return []
@@ -100,7 +112,7 @@ def read_lists(
     for name in names:
         place = Path(name) if name.endswith(".jsonl") else name
         shown = Path(name).stem if name.endswith(".jsonl") else name
-        found += [_as_item(shown, item) for item in load_speech_list(place, speech, soundbox)[:limit]]
+        found += [_as_item(shown, item) for item in spread(load_speech_list(place, speech, soundbox), limit)]
     return found
 
 
@@ -109,7 +121,7 @@ def read_pairs(sets: Sequence[str], *, limit: int | None = None) -> list[SpeechI
 
     Args:
         sets: Kinds are those of :data:`auralign.data.readers.speech.SPEECH_READERS`.
-        limit: Only the first ones of each.
+        limit: Only so many of each, spread evenly.
     """
     found: list[SpeechItem] = []
     for text in sets:
@@ -121,7 +133,7 @@ def read_pairs(sets: Sequence[str], *, limit: int | None = None) -> list[SpeechI
             raise UsageError(
                 f"{text!r} names no set", where="--pairs", hint="write KIND=DIR or KIND=DIR:PART"
             )
-        for pair in load_pairs(kind, folder, part or None)[:limit]:
+        for pair in spread(load_pairs(kind, folder, part or None), limit):
             clean, noisy = read_pair(pair)
             name = f"{kind}-{pair.split}" if pair.split else kind
             snr = None if pair.snr_db is None else float(pair.snr_db)
