@@ -84,9 +84,9 @@ def test_clips_do_not_hear_each_other_and_have_their_reasons(scorer, voice, monk
 
     def loudness(session, batch):
         del session
-        return np.abs(batch).reshape(len(batch), -1).max(axis=1, keepdims=True) * np.ones((1, 3), np.float32)
+        return batch.abs().amax(dim=1, keepdim=True).expand(-1, 3).numpy()
 
-    monkeypatch.setattr(dnsmos, "_answer", loudness)
+    monkeypatch.setattr(dnsmos, "_raw_p835", loudness)
     short = DnsMos(p808=False, at_once=2)
     clip = torch.from_numpy(voice(3.0, 120.0, 0))
     bad = clip.clone()
@@ -115,9 +115,9 @@ def test_equal_windows_run_once_and_count_as_often_as_they_occur(monkeypatch):
     def first_sample(session, batch):
         del session
         ran.append(len(batch))
-        return np.repeat(batch[:, :1], 3, axis=1)
+        return batch[:, :1].expand(-1, 3).numpy()
 
-    monkeypatch.setattr(dnsmos, "_answer", first_sample)
+    monkeypatch.setattr(dnsmos, "_raw_p835", first_sample)
     clip = torch.rand(4 * 16000, generator=torch.Generator().manual_seed(0))
     ours = DnsMos(p808=False)([clip], 16000)[0]["dnsmos_sig"].value
     windows = published_windows(clip.numpy())
@@ -127,7 +127,7 @@ def test_equal_windows_run_once_and_count_as_often_as_they_occur(monkeypatch):
 
 
 def test_fewer_windows_are_spread_evenly(monkeypatch):
-    monkeypatch.setattr(dnsmos, "_answer", lambda _, batch: np.repeat(batch[:, :1], 3, axis=1))
+    monkeypatch.setattr(dnsmos, "_raw_p835", lambda _, batch: batch[:, :1].expand(-1, 3).numpy())
     clip = torch.linspace(0, 0.9, 14 * 16000 + 160)
     few = DnsMos(p808=False, most_windows=2)([clip], 16000)[0]["dnsmos_sig"].value
     last = 16000 * (len(window_starts(len(clip))[1]) - 1)
@@ -162,6 +162,9 @@ def test_a_wrong_rate_or_setting_is_an_error(scorer, monkeypatch):
         scorer([torch.zeros(8000)], 8000)
     with pytest.raises(UsageError, match="at_once = 0"):
         DnsMos(at_once=0)
+    with pytest.raises(UsageError, match="most_repeated = 0"):
+        DnsMos(most_repeated=0)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert DnsMos(p808=False).names == NAMES[:3]  # P.835 runs without it
     with pytest.raises(ModelUnavailableError, match="onnxruntime"):
         DnsMos()

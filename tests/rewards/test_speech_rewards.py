@@ -46,10 +46,10 @@ def fake_dnsmos(monkeypatch):
     def loudness(session, batch):
         del session
         heard.append(len(batch))
-        rms = np.sqrt((batch.reshape(len(batch), -1) ** 2).mean(axis=1, keepdims=True))
-        return (60 * rms * np.ones((1, 3))).astype(np.float32)
+        rms = batch.square().mean(dim=1, keepdim=True).sqrt()
+        return (60 * rms).expand(-1, 3).numpy()
 
-    monkeypatch.setattr(dnsmos, "_answer", loudness)
+    monkeypatch.setattr(dnsmos, "_raw_p835", loudness)
     monkeypatch.setattr(speech, "_memories", {})
     return heard
 
@@ -146,9 +146,17 @@ def test_dnsmos_hears_all_at_one_loudness_and_its_parts_share_one_pass(scene, fa
     windows = sum(fake_dnsmos)
     DnsMosReward("sig")(quiet)
     DnsMosReward("bak")(quiet)
-    assert sum(fake_dnsmos) == windows == 2 * 6
+    assert sum(fake_dnsmos) == windows == 6  # a repeated clip is heard once
     torch.testing.assert_close(DnsMosReward("ovrl")(scene), first, atol=1e-4, rtol=1e-4)
     assert sum(fake_dnsmos) == 2 * windows
+
+
+def test_dnsmos_hears_repeated_clips_once_and_long_ones_twice_unless_told(scene, fake_dnsmos):
+    DnsMosReward(most_windows=None, most_repeated=None)(scene)
+    all_of_them = sum(fake_dnsmos)
+    long = scene.estimate[:1, :1].repeat(1, 1, 9)  # 13.5 s: four windows
+    DnsMosReward()(Scene(long, long[:, 0], 16000))
+    assert (all_of_them, sum(fake_dnsmos) - all_of_them) == (6 * 3, 2)
 
 
 def test_a_changed_estimate_is_scored_anew(scene, fake_dnsmos):

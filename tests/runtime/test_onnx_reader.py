@@ -32,13 +32,14 @@ def model_bytes(*, raw: bool = True) -> bytes:
         helper.make_node("DequantizeLinear", ["weight_q", "scale", "zero"], ["weight_dq"]),
         helper.make_node("Conv", ["x", "weight_dq", "bias"], ["y"], kernel_shape=[1, 1]),
     ]
+    kinds = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
     if raw:
         constants = [numpy_helper.from_array(value, name) for name, value in ARRAYS.items()]
     else:
         constants = [
-            helper.make_tensor(name, TensorProto.FLOAT, value.shape, value.flatten().tolist())
+            helper.make_tensor(name, kinds[value.dtype.name], value.shape, value.flatten().tolist())
             for name, value in ARRAYS.items()
-            if value.dtype == np.float32
+            if value.dtype.name in kinds
         ]
     shape = [1, 2, 4, 4]
     graph = helper.make_graph(

@@ -95,10 +95,10 @@ def _at_16_khz(scene: Scene, who: str) -> None:
 
 
 @lru_cache(maxsize=4)
-def _dnsmos(p808: bool, most_windows: int | None) -> DnsMos:
+def _dnsmos(p808: bool, most_windows: int | None, most_repeated: int | None, narrow: bool) -> DnsMos:
     from auralign.metrics.dnsmos import DnsMos
 
-    return DnsMos(p808=p808, most_windows=most_windows)
+    return DnsMos(p808=p808, most_windows=most_windows, most_repeated=most_repeated, narrow=narrow)
 
 
 @final
@@ -120,7 +120,7 @@ class _Memory:
         return self._scores
 
 
-_memories: dict[tuple[bool, int | None], _Memory] = {}
+_memories: dict[tuple[bool, int | None, int | None, bool], _Memory] = {}
 
 
 @final
@@ -129,25 +129,35 @@ class DnsMosReward:
 
     Args:
         part: Which score.
-        most_windows: 9.01-s windows heard of a clip; ``None`` hears all, as reports do. The published repetition
-            makes seven windows of a 4-s clip that say nearly the same; two cost 0.3 times as much.
+        most_windows: 9.01-s windows heard of a clip; ``None`` hears all, as reports do.
+        most_repeated: The same for clips below 9.01 s. Repetition makes seven windows of a 4-s clip. Each holds
+            all of its sounds, and the network takes the largest of its features over time, so they differ in
+            where the loop is cut: one says what all say, for every member of a group alike.
+        narrow: Convolve in bfloat16 where the CPU is faster at it.
     """
 
-    def __init__(self, part: Part = "ovrl", *, most_windows: int | None = 2) -> None:
-        self.part, self.most_windows = part, most_windows
+    def __init__(
+        self,
+        part: Part = "ovrl",
+        *,
+        most_windows: int | None = 2,
+        most_repeated: int | None = 1,
+        narrow: bool = True,
+    ) -> None:
+        self.part = part
+        self._key = (part == "p808", most_windows, most_repeated, narrow)
         self.metrics = (f"dnsmos_{part}",)
 
     def __call__(self, scene: Scene) -> Float[Tensor, "batch group"]:
         """Score every member of every group."""
         _at_16_khz(scene, "DNSMOS reward")
-        key = (self.part == "p808", self.most_windows)
-        scorer = _dnsmos(*key)
+        scorer = _dnsmos(*self._key)
 
         def make() -> list[dict[str, MetricResult]]:
             flat = normalise_loudness(scene.estimate.detach().flatten(0, 1), scene.rate_hz)
             return scorer(list(flat), scene.rate_hz)
 
-        rows = _memories.setdefault(key, _Memory()).get(scene.estimate, make)
+        rows = _memories.setdefault(self._key, _Memory()).get(scene.estimate, make)
         value = torch.tensor([row[f"dnsmos_{self.part}"].value for row in rows])
         value = value.unflatten(0, scene.estimate.shape[:2]).to(scene.estimate.device)
         return _scored(value, scene.estimate, WORST_MOS)

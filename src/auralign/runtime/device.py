@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 
 import torch
 
@@ -76,3 +77,18 @@ def _problem(device: torch.device) -> str:
     if device.type == "mps":
         return "" if torch.backends.mps.is_available() else "torch sees no Apple GPU"
     return "auralign runs on cpu, cuda and mps"
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32: AMX or AVX-512 BF16, or Arm's BF16.
+
+    Where it does not, torch still computes in bfloat16, more slowly than in float32.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return check is not None and bool(check())
+    # torch's own check is content with AVX-512, which only imitates bfloat16
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return any(check is not None and bool(check()) for check in checks)

@@ -3,7 +3,8 @@
 ONNX is a protocol-buffer message. Only the fields that name weights are decoded (onnx.proto3, IR version 3+):
 ``ModelProto.graph = 7``; ``GraphProto.node = 1, initializer = 5``;
 ``NodeProto.input = 1, output = 2, op_type = 4``;
-``TensorProto.dims = 1, data_type = 2, float_data = 4, name = 8, raw_data = 9, external_data = 13``.
+``TensorProto.dims = 1, data_type = 2, float_data = 4, int64_data = 7, name = 8, raw_data = 9,
+external_data = 13``.
 Wire format: every field is a key ``(number << 3) | type`` and a payload; types 0 varint, 1 eight bytes,
 2 length-delimited, 5 four bytes.
 """
@@ -101,6 +102,18 @@ def _node(data: memoryview) -> Node:
     return Node(op, tuple(inputs), tuple(outputs))
 
 
+def _integers(payload: int | memoryview) -> list[int]:
+    """A repeated integer field, packed or one at a time; negative ones take ten bytes."""
+    if isinstance(payload, int):
+        values = [payload]
+    else:
+        values, at = [], 0
+        while at < len(payload):
+            value, at = _varint(payload, at)
+            values.append(value)
+    return [value - 2**64 if value >= 2**63 else value for value in values]
+
+
 def _external_slice(entries: dict[str, str], external: bytes) -> bytes:
     start = int(entries.get("offset", "0"))
     end = start + int(entries["length"]) if "length" in entries else len(external)
@@ -112,21 +125,18 @@ def _external_slice(entries: dict[str, str], external: bytes) -> bytes:
 def _tensor(data: memoryview, external: bytes) -> tuple[str, np.ndarray | None]:
     name, kind, raw = "", 0, b""
     dims: list[int] = []
-    floats: list[float] = []
+    numbers: list[float] = []
     entries: dict[str, str] = {}
     for number, payload in _fields(data):
-        if number == 1 and isinstance(payload, int):
-            dims.append(payload)
-        elif number == 1:
-            packed, at = _bytes(payload), 0
-            while at < len(packed):
-                size, at = _varint(packed, at)
-                dims.append(size)
+        if number == 1:
+            dims.extend(_integers(payload))
         elif number == 2 and isinstance(payload, int):
             kind = payload
         elif number == 4:
             block = bytes(_bytes(payload))
-            floats.extend(struct.unpack(f"<{len(block) // 4}f", block))
+            numbers.extend(struct.unpack(f"<{len(block) // 4}f", block))
+        elif number == 7:
+            numbers.extend(_integers(payload))
         elif number == 8:
             name = _text(payload)
         elif number == 9:
@@ -138,7 +148,7 @@ def _tensor(data: memoryview, external: bytes) -> tuple[str, np.ndarray | None]:
         return name, None
     if entries:
         raw = _external_slice(entries, external)
-    values = np.asarray(floats, dtype="<f4") if floats else np.frombuffer(raw, dtype=_DTYPES[kind])
+    values = np.asarray(numbers, dtype=_DTYPES[kind]) if numbers else np.frombuffer(raw, dtype=_DTYPES[kind])
     if values.size != int(np.prod(dims, dtype=np.int64)):
         raise ValueError(f"tensor '{name}' has {values.size} values for shape {dims}")
     return name, values.reshape(dims).copy()
