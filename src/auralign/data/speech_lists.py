@@ -43,6 +43,7 @@ _LEAST_MIN = 0.5  # minutes of a speaker in mixed lists
 _REAL_S = (2.0, 8.0)  # pieces of real recordings
 _GAP = 4_800  # samples between them: 0.3 s
 _NARROW_DB = -50.0
+_WORD_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ def _mixed(name: str, plan: _Plan, speech_root: Path, soundbox_root: Path) -> li
 def _real(shelf: Shelf) -> list[SpeechRecipe]:
     """Pieces of real recordings: one long, or several short ones of a speaker after another with 0.3 s between.
 
-    At most eight of a speaker, and two where a telephone's band is all there is. Nothing is added and no level is
-    changed.
+    At most eight of a speaker, and two where there are but single words in a telephone's band. Nothing is added and
+    no level is changed.
     """
     speakers: dict[str, list[Clip]] = defaultdict(list)
     for clip in sorted(shelf.clips.values(), key=lambda item: (-(item.duration_s or 0.0), item.id)):
@@ -253,7 +254,8 @@ def _real(shelf: Shelf) -> list[SpeechRecipe]:
     recipes: list[SpeechRecipe] = []
     for speaker, own in sorted(speakers.items()):
         queue = list(own)
-        narrow = _high_db(np.concatenate([shelf(clip.id) for clip in own[:8]])) < _NARROW_DB
+        words = (own[0].duration_s or 0.0) < _WORD_S
+        narrow = words and _high_db(np.concatenate([shelf(clip.id) for clip in own[:8]])) < _NARROW_DB
         for _ in range(2 if narrow else 8):
             parts: list[Spoken] = []
             at = 0
