@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from auralign.audio.resample import resample
 from auralign.enhancement.stream import EnhanceStream, Treatment
+from auralign.enhancement.upper import UpperGain
 from auralign.errors import AudioError, UsageError
 from auralign.models.log_mmse import LogMmse
 
@@ -204,3 +207,23 @@ def test_nothing_at_all_is_refused(half):
 def test_wrong_treatments_are_refused_and_name_the_flag(wrong):
     with pytest.raises(UsageError, match="--" + next(iter(wrong))):
         Treatment(**wrong)
+
+
+def test_the_part_above_follows_the_part_below_in_time_over_all_seams(plain, noise, through):
+    """A gate that opens and closes: streamed in windows, its gain above is what the whole sound gives."""
+    rate_hz = 48_000
+
+    def gate(wave: torch.Tensor, seed: int) -> torch.Tensor:
+        power = torch.nn.functional.avg_pool1d(wave[:, None].square(), 801, 1, 400)[:, 0]
+        return wave * (power > 1e-3)
+
+    loud = np.repeat(np.random.default_rng(1).random(7 * 20) > 0.5, rate_hz // 20)
+    wave = noise(1, 7 * rate_hz) * np.where(loud, 1.0, 0.1).astype(np.float32)
+    out = through(EnhanceStream(plain(gate), rate_hz, 1), wave)
+    heard = resample(wave, rate_hz, 16_000)
+    said = gate(torch.from_numpy(heard), 0).numpy()
+    upper = UpperGain(1, 16_000, rate_hz, linked=True)
+    upper.process(torch.from_numpy(heard), torch.from_numpy(said), True)
+    gain = upper.at(0, wave.shape[1]).numpy()
+    expected = resample(said, 16_000, rate_hz) + gain * (wave - resample(heard, 16_000, rate_hz))
+    np.testing.assert_allclose(out.enhanced, expected, atol=1e-4)

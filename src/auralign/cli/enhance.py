@@ -27,7 +27,7 @@ class Options:
     """Sound or video files, folders, patterns in quotes, or - for standard input."""
 
     out: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "out"
-    """Folder for the results, or a sound file for the one result of one input; - writes it to standard output as WAV."""
+    """Folder for the results, or a sound file for the one result of one input; - writes it to standard output."""
 
     strength: Annotated[float, arg(metavar="0…1")] = 1.0
     """1 takes out all noise that is found, 0.7 leaves it 10 dB lower, 0 changes nothing."""
