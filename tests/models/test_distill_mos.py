@@ -13,6 +13,7 @@ from auralign.errors import UsageError
 from auralign.metrics import perceptual
 from auralign.metrics.perceptual import WINDOW, distill_mos, window_starts
 from auralign.models.distill_mos import load_distill_mos
+from auralign.runtime.device import bfloat16_is_fast
 
 DISTILL = (2.8224892616271973, 3.074845790863037)
 
@@ -34,6 +35,16 @@ def test_the_level_does_not_matter(net, voice):
     clip = torch.from_numpy(voice(2.0, 120.0, 0))
     loud, faint = distill_mos([clip, 0.01 * clip], 16000, judge=net)
     assert faint.value == pytest.approx(loud.value, abs=1e-3)
+
+
+def test_narrow_is_near_and_falls_back_to_float32(net, voice, monkeypatch):
+    clips = [torch.from_numpy(voice(2.0, 120.0, 0))]
+    exact = distill_mos(clips, 16000, judge=net)[0].value
+    narrow = load_distill_mos(narrow=True)
+    assert narrow.narrow == bfloat16_is_fast()
+    assert distill_mos(clips, 16000, judge=narrow)[0].value == pytest.approx(exact, abs=0.03)
+    monkeypatch.setattr("auralign.models.distill_mos.bfloat16_is_fast", lambda: False)
+    assert distill_mos(clips, 16000, judge=load_distill_mos(narrow=True))[0].value == exact
 
 
 def test_windows_cover_the_clip_at_most_a_second_apart():

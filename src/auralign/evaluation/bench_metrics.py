@@ -1,4 +1,4 @@
-"""Our BSS Eval against mir_eval and fast_bss_eval: same arrays, one process, interleaved, agreement checked.
+"""Our BSS Eval and DNSMOS against their peers: same arrays, one process, interleaved, agreement checked.
 
 The peers are test tools; one that is not installed is skipped with a reason. Times are the smallest of the
 repeats, the figure that a shared machine disturbs least.
@@ -18,9 +18,16 @@ from jaxtyping import Float, Float32
 
 from auralign.errors import AuralignError
 from auralign.metrics.bss_eval import bss_eval_v3
+from auralign.runtime import weights
 
 AGREEMENT_DB = 1e-9
 """Largest difference that still counts as the same number."""
+
+AGREEMENT_MOS, AGREEMENT_NARROW_MOS = 1e-4, 0.05
+"""The same for DNSMOS, in float32 and in bfloat16."""
+
+DNSMOS_SAMPLES = 33_280
+"""Length of DNSMOS's clips, 2.08 s."""
 
 _MOST_REPEATS = 20
 
@@ -91,7 +98,7 @@ PEERS: Mapping[str, Callable[[np.ndarray, np.ndarray], Ratios]] = {
 }
 
 
-def _timed(call: Callable[[], Ratios]) -> tuple[float, Ratios]:
+def _timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     start = time.perf_counter()
     value = call()
     return time.perf_counter() - start, value
@@ -124,15 +131,78 @@ def _against(peer: str, work: Work, repeats: int, least_s: float) -> dict[str, o
     }
 
 
+def _dnsmos(clips: int, repeats: int) -> dict[str, dict[str, object]]:
+    """One window of each repeated clip: ours in float32 and as a reward scores it, and onnxruntime."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    from auralign.metrics.dnsmos import NAMES, WINDOW, DnsMos, calibrate
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    file = weights.path("dnsmos") / "p835.onnx"
+    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    tilt = np.linspace(0.3, 1.2, clips)[:, None] * np.log(np.arange(1, DNSMOS_SAMPLES // 2 + 2))
+    shape = (clips, DNSMOS_SAMPLES)
+    waves = np.fft.irfft(np.fft.rfft(generator.standard_normal(shape)) / np.exp(tilt), n=DNSMOS_SAMPLES)
+    waves = (0.2 * waves / np.abs(waves).max(axis=1, keepdims=True)).astype(np.float32)
+
+    def peer() -> np.ndarray:
+        windows = [np.resize(wave, WINDOW)[None] for wave in waves]
+        return calibrate(np.concatenate([session.run(None, {"input_1": one})[0] for one in windows]))
+
+    def ours(scorer: DnsMos) -> np.ndarray:
+        rows = scorer(list(torch.from_numpy(waves)), 16_000)
+        return np.asarray([[row[name].value for name in NAMES[:3]] for row in rows])
+
+    forms = {
+        "dnsmos_vs_onnxruntime": (DnsMos(p808=False, most_repeated=1), AGREEMENT_MOS),
+        "dnsmos_narrow_vs_onnxruntime": (
+            DnsMos(p808=False, most_repeated=1, narrow=True),
+            AGREEMENT_NARROW_MOS,
+        ),
+    }
+    best = dict.fromkeys(["peer", *forms], float("inf"))
+    values: dict[str, np.ndarray] = {}
+    for _ in range(repeats):
+        spent, values["peer"] = _timed(peer)
+        best["peer"] = min(best["peer"], spent)
+        for name, (scorer, _) in forms.items():
+            spent, values[name] = _timed(lambda scorer=scorer: ours(scorer))  # type: ignore[misc]
+            best[name] = min(best[name], spent)
+    return {
+        name: _mos_entry(name, best[name], best["peer"], values[name] - values["peer"], most)
+        for name, (_, most) in forms.items()
+    }
+
+
+def _mos_entry(
+    name: str, ours_s: float, peer_s: float, difference: Float[np.ndarray, "clip 3"], most: float
+) -> dict[str, object]:
+    largest = float(np.abs(difference).max())
+    if not largest <= most:
+        raise AuralignError(
+            f"differs from onnxruntime by {largest:.1e} MOS", where=name, hint="one of the two has changed"
+        )
+    return {
+        "ours_s": ours_s,
+        "peer_s": peer_s,
+        "ratio": peer_s / ours_s,
+        "peer": "onnxruntime",
+        "work": f"P.835, one window of each of {len(difference)} clips of {DNSMOS_SAMPLES} samples",
+        "max_difference_mos": largest,
+    }
+
+
 def bench(
-    *, sizes: tuple[Work, ...] = SIZES, repeats: int = 3, least_s: float = 2.0
+    *, sizes: tuple[Work, ...] = SIZES, repeats: int = 3, least_s: float = 2.0, dnsmos_clips: int = 16
 ) -> dict[str, dict[str, object]]:
-    """Times of our BSS Eval and its peers, in the form that ``auralign bench metrics --json`` prints.
+    """Times of our BSS Eval, our DNSMOS and their peers, in the form that ``auralign bench metrics --json`` prints.
 
     Args:
         sizes: Work to do.
         repeats: Fewest interleaved repeats of each.
         least_s: Short work is repeated for at least so long, at most 20 times.
+        dnsmos_clips: Clips that DNSMOS scores; 0 leaves it out.
     """
     entries: dict[str, dict[str, object]] = {}
     for peer in PEERS:
@@ -144,4 +214,9 @@ def bench(
                     entries[name] = _against(peer, work, repeats, least_s)
             except ImportError as error:
                 entries[name] = {"peer": peer, "skipped": f"not installed: {error}"}
+    if dnsmos_clips:
+        try:
+            entries |= _dnsmos(dnsmos_clips, repeats)
+        except ImportError as error:
+            entries["dnsmos_vs_onnxruntime"] = {"peer": "onnxruntime", "skipped": f"not installed: {error}"}
     return entries
