@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ENCODERS := yamnet minilm efficientnet-lite0
 JUDGE := aisfx
-SPEECH := dnsmos resemblyzer distillmos
+SPEECH := dnsmos resemblyzer distillmos nsnet2 gtcrn
 
 export OMP_NUM_THREADS ?= 1
 

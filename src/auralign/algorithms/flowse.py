@@ -92,6 +92,8 @@ class Config:
     """Which error counts equally at all times (published: velocity)."""
     magnitude: float = 0.5
     """Weight of the error of magnitudes (published: 0)."""
+    watch: str = "speech-val"
+    """The list that validations hear, a name or a file."""
     mix: SpeechMixConfig = field(default_factory=SpeechMixConfig)
     """How speech and noise are mixed."""
     batch: int = 16
@@ -242,7 +244,7 @@ def train(cfg: Config, run: Run) -> None:
             )
         model = build(cfg).to(device)
         mixer = SpeechMixer.load(cfg.corpus, cfg.noises, "train", cfg.mix, cache=cfg.corpus / ".cache")
-        watcher = SpeechWatcher.load(cfg.corpus, cfg.noises)
+        watcher = SpeechWatcher.load(cfg.watch, cfg.corpus, cfg.noises)
         optimiser = torch.optim.AdamW(decay_groups(model, cfg.weight_decay), lr=cfg.rate, betas=(0.9, 0.98))
         state = TrainState(model, Averager(model, cfg.ema), optimiser)
         state.restore(run)

@@ -144,6 +144,8 @@ class Config:
     """How groups are drawn."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
     """What is made of them."""
+    watch: str = "speech-val"
+    """The list that validations hear, a name or a file."""
     mix: SpeechMixConfig = field(default_factory=SpeechMixConfig)
     """How speech and noise are mixed."""
     group: int = 8

@@ -15,16 +15,15 @@ from auralign.metrics.sdr import si_sdr
 from auralign.models.enhancer import RATE_HZ, Enhancer, EnhancerModel
 from auralign.runtime.tracker import Tracker
 
-LIST = "speech-val"
 ITEMS = 48
-"""Recordings that are heard of the list, spread evenly."""
+"""Recordings that are heard of a list, spread evenly."""
 AT_ONCE = 8
 SAMPLES = 3
 
 
 def enhance_all(
-    enhancer: Enhancer, sounds: list[Float[Tensor, " time"]], *, steps: int | None = None, seed: int = 0
-) -> list[Float[Tensor, " time"]]:
+    enhancer: Enhancer, sounds: list[Float[Tensor, " _"]], *, steps: int | None = None, seed: int = 0
+) -> list[Float[Tensor, " _"]]:
     """Recordings one after another, those of equal length together; seeds belong to places in the list."""
     found: list[Tensor] = []
     for first in range(0, len(sounds), AT_ONCE):
@@ -49,9 +48,9 @@ class SpeechWatcher:
     noisy: list[Tensor]
 
     @classmethod
-    def load(cls, corpus: Path, noises: Path, items: int = ITEMS) -> SpeechWatcher:
-        """The list's recordings, spread evenly."""
-        every = load_speech_list(LIST, corpus, noises)
+    def load(cls, name: str, corpus: Path, noises: Path, items: int = ITEMS) -> SpeechWatcher:
+        """Recordings of a list, a name or a file, spread evenly."""
+        every = load_speech_list(Path(name) if name.endswith(".jsonl") else name, corpus, noises)
         chosen = [every[k * len(every) // items] for k in range(items)] if len(every) > items else every
         pairs = [(item.clean, item.noisy) for item in chosen if item.clean is not None]
         return cls([torch.from_numpy(c) for c, _ in pairs], [torch.from_numpy(y) for _, y in pairs])
@@ -62,7 +61,7 @@ class SpeechWatcher:
         more = {"si_sdri_1": self._improvement(one), "pesq_wb_1": self._pesq(one)}
         return self.scores(enhance_all(model, self.noisy)) | more | {"pesq_wb_noisy": self._pesq(self.noisy)}
 
-    def scores(self, est: list[Float[Tensor, " time"]]) -> dict[str, float]:
+    def scores(self, est: list[Float[Tensor, " _"]]) -> dict[str, float]:
         """Mean SI-SDR improvement, PESQ and ESTOI of enhanced recordings."""
         intelligible = [estoi(est=e, ref=c, rate_hz=RATE_HZ).value for e, c in self._pairs(est)]
         return {

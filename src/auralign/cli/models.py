@@ -1,9 +1,10 @@
-"""List, download and verify weights."""
+"""List, download and verify weights; convert a public checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -45,14 +46,29 @@ class Verify:
     """Print JSON."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Read a public checkpoint of SGMSE+ or flowmse (.ckpt) and write it as safetensors with a card."""
+
+    checkpoint: Positional[Path]
+    """The file; it is read by a restricted reader that runs nothing in it."""
+
+    out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")]
+    """Folder for the model, which `auralign enhance --model DIR` then uses."""
+
+    family: Literal["sgmse", "flowmse"] | None = None
+    """Whose it is, where the file does not say."""
+
+
 Options = (
     Annotated[List, subcommand("list")]
     | Annotated[Download, subcommand("download")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Convert, subcommand("convert")]
 )
 
 
-def run(options: List | Download | Verify) -> int:
+def run(options: List | Download | Verify | Convert) -> int:
     """Does what the sub-verb says; 3 when weights are not to be had or damaged."""
     match options:
         case List():
@@ -61,6 +77,18 @@ def run(options: List | Download | Verify) -> int:
             return _download(options)
         case Verify():
             return _verify(options)
+        case Convert():
+            return _convert(options)
+
+
+def _convert(options: Convert) -> int:
+    from auralign.models.public_speech import convert_public
+
+    if (options.out / "model.safetensors").exists():
+        raise UsageError("a model is already there", where=str(options.out), hint="name another folder")
+    convert_public(options.checkpoint, options.out, family=options.family)
+    print(options.out)
+    return 0
 
 
 def _list(options: List) -> int:

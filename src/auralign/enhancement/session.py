@@ -19,9 +19,11 @@ from auralign.enhancement.stream import EnhanceStream, Treatment, enhanced_block
 from auralign.enhancement.upper import Upper
 from auralign.enhancement.windows import Channels
 from auralign.errors import AuralignError
+from auralign.models import score_enhancer
 from auralign.models.enhancer import FORMAT, Enhancer, EnhancerModel
 from auralign.models.log_mmse import LogMmse
 from auralign.models.model_file import kind_of
+from auralign.models.score_enhancer import ScoreEnhancer
 from auralign.runtime import weights
 from auralign.runtime.device import pick
 
@@ -57,7 +59,10 @@ class SpeechEnhancer:
         place = _device(device)
         if str(name) in CLASSIC:
             return cls(CLASSIC[str(name)]())
-        return cls(EnhancerModel.load(weights.path(str(name))).to(place), Path(name).name)
+        folder = weights.path(str(name))
+        diffusion = kind_of(folder) == score_enhancer.FORMAT
+        model = ScoreEnhancer.load(folder) if diffusion else EnhancerModel.load(folder)
+        return cls(model.to(place), Path(name).name)
 
     def enhance(
         self,
@@ -117,7 +122,7 @@ def is_enhancer(name: str | Path) -> bool:
         place = weights.path(str(name))
     except AuralignError:
         return False
-    return kind_of(place) == FORMAT
+    return kind_of(place) in (FORMAT, score_enhancer.FORMAT)
 
 
 def _device(name: str) -> torch.device:
