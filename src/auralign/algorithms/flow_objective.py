@@ -189,7 +189,7 @@ def _preference(v: Tensor, v_ref: Tensor, noised: Noised, cfg: UpdateConfig) -> 
         found = crpo(winner, loser, matching_error(v, noised)[0::2], strength=cfg.preference)
     else:
         found = diffusion_dpo(winner, loser, strength=cfg.preference)
-    numbers = {"pair_accuracy": float(found.accuracy), "pair_margin": float(found.margin)}
+    numbers = {"pair_accuracy": float(found.accuracy.detach()), "pair_margin": float(found.margin.detach())}
     return Objective(found.objective, numbers, len(winner))
 
 
@@ -222,9 +222,6 @@ def _forward(
         found = awm(noised, velocities, gain, penalties=Penalties(average=cfg.average))
     else:
         found = advantage_flow(noised, velocities, gain, reference_weight=cfg.reference)
-    numbers = {
-        "moved": float(found.moved),
-        "drift": float(found.drift),
-        "clip_share": float(found.clip_share),
-    }
+    numbers = {"moved": float(found.moved.detach()), "clip_share": float(found.clip_share)}
+    numbers |= {"drift": float(found.drift.detach())} if ref is not None else {}
     return Objective(found.objective, numbers, len(item))

@@ -1,0 +1,101 @@
+"""FlowSE-GRPO against its controls: rewards, updates and seeds from one base model, at equal numbers of scored clips.
+
+    python benchmarks/flowse_study.py --start runs/flowse/model -o runs/flowse_study
+
+`grpo` follows the recipe's three rewards, `sft` matches the best of the same samples (the control), `ovrl` follows
+DNSMOS OVRL alone. The other arms are the other updates on the recipe's rewards. All runs are
+ordinary run folders of `auralign train`; finished ones are not trained again, an interrupted one goes on. Then:
+
+    auralign evaluate enhancement --arm base=runs/flowse/model \
+        --arm grpo=runs/flowse_study/grpo-s0/model,runs/flowse_study/grpo-s1/model,… --vs base --base base -o out
+
+`--calibrate` prints the standard deviation of each reward over the base model's enhancements: the frozen scales.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "flowse_grpo_small.toml"
+OVRL = 'rewards=[{path="dnsmos_ovrl"},{path="speaker",weight=0.0},{path="spectral_features",weight=0.0}]'
+SEEDED: dict[str, tuple[str, ...]] = {"grpo": (), "sft": ("update.name=sft",), "ovrl": (OVRL,)}
+"""Arms with several seeds, and what they change in the recipe."""
+UPDATES = ("guard", "dppo", "gspo", "nft", "awm", "advantage_flow", "dpo", "crpo", "best_of_n")
+"""Arms with one seed: the other updates."""
+
+
+def jobs(seeds: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and changes of every run."""
+    found = [(f"{arm}-s{s}", (*c, f"seed={s}")) for s in range(seeds) for arm, c in SEEDED.items()]
+    return found + [(f"{name}-s0", (f"update.name={name}", "seed=0")) for name in UPDATES]
+
+
+def train(name: str, changes: tuple[str, ...], options: argparse.Namespace) -> None:
+    """One run as a command, or nothing if its model is there."""
+    folder = options.out / name
+    if (folder / "model" / "model.safetensors").exists():
+        return
+    command = ["resume", str(folder)]
+    if not (folder / "config.toml").exists():
+        values = (f"start={options.start}", *changes, *options.set)
+        command = ["train", str(RECIPE), "--out", str(folder)]
+        command += [part for value in values for part in ("--set", value)]
+    print(name, file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "auralign", *command], check=True)
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Print the frozen scales and the weights that they make of the paper's shares."""
+    import numpy as np
+    import torch
+
+    from auralign.algorithms.flowse_watch import enhance_all
+    from auralign.data.speech_mixer import SpeechMixConfig, SpeechMixer
+    from auralign.models.enhancer import RATE_HZ, EnhancerModel
+    from auralign.rewards.base import Scene
+    from auralign.rewards.load import load_reward
+    from auralign.rewards.speech import speech_scales
+    from auralign.rewards.speech_presets import FLOWSE_GRPO, frozen_rewards
+
+    model = EnhancerModel.load(options.start)
+    mix = SpeechMixConfig(samples=33_280)
+    corpus, noises = Path("corpora/speech"), Path("corpora/soundbox")
+    mixer = SpeechMixer.load(corpus, noises, "train", mix, cache=corpus / ".cache")
+    batch = mixer.batch(np.random.default_rng(0), options.clips)
+    est = torch.stack(enhance_all(model, list(batch.noisy)))
+    scene = Scene(est[:, None], batch.noisy, RATE_HZ, target=batch.clean)
+    scales = speech_scales({term.path: load_reward(term.path)(scene) for term in FLOWSE_GRPO})
+    print("scales", scales)
+    for one in frozen_rewards(scales):
+        print(f'[[rewards]]\npath = "{one.path}"\nweight = {one.weight:.3f}\n')
+
+
+def main() -> None:
+    """Train what is missing, or calibrate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--start", type=Path, default=Path("runs/flowse/model"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("runs/flowse_study"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of run names, such as 'grpo-*'")
+    parser.add_argument("--set", nargs="+", default=[], help="changes for all arms, such as steps=30")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
+    parser.add_argument("--calibrate", action="store_true", help="only print the frozen scales")
+    parser.add_argument("--clips", type=int, default=256, help="of the calibration")
+    options = parser.parse_args()
+    if options.calibrate:
+        calibrate(options)
+        return
+    chosen = [job for job in jobs(options.seeds) if any(fnmatch(job[0], p) for p in options.only)]
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(lambda job: train(*job, options), chosen))
+
+
+if __name__ == "__main__":
+    main()
