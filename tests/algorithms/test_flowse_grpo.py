@@ -171,7 +171,9 @@ def test_every_update_takes_a_step_and_reports_it(config, base, name, silent_jud
         numbers = flowse_grpo.update(cfg, parts, state, World())
         assert np.isfinite(list(numbers.values())).all()
         assert numbers["scored_clips"] == 16
-        moved = sum(float((a - b).abs().sum()) for a, b in zip(before, state.model.parameters(), strict=True))
+        moved = sum(
+            float((a - b).detach().abs().sum()) for a, b in zip(before, state.model.parameters(), strict=True)
+        )
         assert moved > 0
         assert state.step == 1
         if parts.policies.old is not None and name != "nft":  # the next collection is the new policy's
