@@ -53,7 +53,7 @@ def seen(monkeypatch):
 
 def test_both_sides_score_equally_many_clips(seen):
     entries = bench_flow_rl.bench(repeats=1, case=CASE)
-    assert list(entries) == ["flowse_grpo_vs_naive", "flowse_grpo_vs_naive_all_windows"]
+    assert list(entries) == ["flowse_grpo_vs_naive_same_scorer", "flowse_grpo_vs_naive"]
     assert seen == [(1, 2), (1, 1), (1, 1), (1, 1), (1, 1)] * 2
     for entry in entries.values():
         assert entry["ratio"] == pytest.approx(entry["peer_s"] / entry["ours_s"])
