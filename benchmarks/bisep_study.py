@@ -13,12 +13,13 @@ one goes on. `--only` takes patterns of names, `--curves FILE.svg` draws the lea
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
+
+from learning_curves import Line, curve, draw, mean_curve
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FORMS: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ BLIND = ("mixit", "mixpit")
 """Controls without words, on the mixtures of two sounds, for as many steps as both stages together."""
 SOUNDS = (2, 3, 4)
 _COLOURS = {2: "#1b6ca8", 3: "#c05621", 4: "#2f855a"}
+KEY = "val/si_sdri"
 _DASHES = {"mixtures": "", "weak": "6 3", "semi": "2 3", "supervised": "10 3", "supervised5": "1 5"}
 
 
@@ -72,74 +74,20 @@ def train(name: str, changes: tuple[str, ...], start: str, options: argparse.Nam
     subprocess.run([sys.executable, "-m", "auralign", *command], check=True)
 
 
-def curve(folder: Path) -> list[tuple[int, float]]:
-    """Steps and mean SI-SDR improvement on the validation list of a run."""
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [(int(row["step"]), float(row["val/si_sdri"])) for row in rows if "val/si_sdri" in row]
-
-
 def figure(out: Path, seeds: int) -> str:
     """Learning curves, the mean over seeds, stage two after stage one, as one SVG."""
-    width, height, left, bottom = 720, 360, 48, 40
     lines = []
     for count in SOUNDS:
-        warm = [curve(out / f"warm{count}-s{s}") for s in range(seeds)]
-        warm = [points for points in warm if points]
-        if not warm:
+        first = mean_curve([curve(out / f"warm{count}-s{s}", KEY) for s in range(seeds)])
+        if not first:
             continue
-        first = [
-            (x, sum(dict(w)[x] for w in warm) / len(warm))
-            for x, _ in warm[0]
-            if all(x in dict(w) for w in warm)
-        ]
-        lines.append((count, "mixtures", first))
+        lines.append(Line(f"{count} sounds", _COLOURS[count], first))
         for form in FORMS:
-            runs = [dict(curve(out / f"{form}{count}-s{s}")) for s in range(seeds)]
-            runs = [run for run in runs if run]
-            steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-            points = [(x + first[-1][0], sum(run[x] for run in runs) / len(runs)) for x in steps]
+            points = mean_curve([curve(out / f"{form}{count}-s{s}", KEY) for s in range(seeds)])
             if points:
-                lines.append((count, form, [first[-1], *points]))
-    most_x = max(x for _, _, points in lines for x, _ in points)
-    most_y = max(y for _, _, points in lines for _, y in points) * 1.1
-
-    def place(x: float, y: float) -> str:
-        across = left + x / most_x * (width - left - 150)
-        up = height - bottom - y / most_y * (height - bottom - 12)
-        return f"{across:.1f},{up:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12">'
-    ]
-    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
-    for y in range(int(most_y) + 1):
-        parts.append(f'<polyline points="{place(0, y)} {place(most_x, y)}" stroke="#ddd" fill="none"/>')
-        at = place(0, y).split(",")[1]
-        parts.append(f'<text x="{left - 8}" y="{at}" text-anchor="end" dominant-baseline="middle">{y}</text>')
-    for x in range(0, int(most_x) + 1, 200):
-        parts.append(
-            f'<text x="{place(x, 0).split(",")[0]}" y="{height - 20}" text-anchor="middle">{x}</text>'
-        )
-    parts.append(
-        f'<text x="{left}" y="{height - 4}">steps; mean SI-SDR improvement on soundbox-captions-val, dB</text>'
-    )
-    for count, form, points in lines:
-        path = " ".join(place(x, y) for x, y in points)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{_COLOURS[count]}" stroke-width="2" '
-            f'stroke-dasharray="{_DASHES[form]}"/>'
-        )
-    keys = [(f"{count} sounds", _COLOURS[count], "") for count in SOUNDS]
-    keys += [(form, "#444", _DASHES[form]) for form in FORMS]
-    for n, (text, colour, dash) in enumerate(keys):
-        y = 20 + 18 * n
-        parts.append(
-            f'<line x1="{width - 142}" x2="{width - 112}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2" '
-            f'stroke-dasharray="{dash}"/><text x="{width - 106}" y="{y + 4}">{text}</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+                later = [(x + first[-1][0], y) for x, y in points if x]
+                lines.append(Line(f"{count}, {form}", _COLOURS[count], [first[-1], *later], _DASHES[form]))
+    return draw({"SI-SDR improvement on soundbox-captions-val, dB": lines}, "steps")
 
 
 def main() -> None:

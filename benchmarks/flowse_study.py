@@ -3,13 +3,14 @@
     python benchmarks/flowse_study.py --start runs/flowse/model -o runs/flowse_study
 
 `grpo` follows the recipe's three rewards, `sft` matches the best of the same samples (the control), `ovrl` follows
-DNSMOS OVRL alone. The other arms are the other updates on the recipe's rewards. All runs are
-ordinary run folders of `auralign train`; finished ones are not trained again, an interrupted one goes on. Then:
+DNSMOS OVRL alone. The other arms are the other updates on the recipe's rewards. All runs are ordinary run folders of
+`auralign train`; finished ones are not trained again, an interrupted one goes on. Then:
 
     auralign evaluate enhancement --arm base=runs/flowse/model \
         --arm grpo=runs/flowse_study/grpo-s0/model,runs/flowse_study/grpo-s1/model,… --vs base --base base -o out
 
-`--calibrate` prints the standard deviation of each reward over the base model's enhancements: the frozen scales.
+`--curves FILE.svg` draws learning curves. `--calibrate` prints the standard deviation of each reward over the base
+model's enhancements, the frozen scales, and the weights that they make of the paper's shares.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
+from learning_curves import Line, curve, draw, mean_curve
+
 RECIPE = Path(__file__).parent.parent / "recipes" / "flowse_grpo_small.toml"
 OVRL = 'rewards=[{path="dnsmos_ovrl"},{path="speaker",weight=0.0},{path="spectral_features",weight=0.0}]'
 SEEDED: dict[str, tuple[str, ...]] = {"grpo": (), "sft": ("update.name=sft",), "ovrl": (OVRL,)}
 """Arms with several seeds, and what they change in the recipe."""
+COLOURS = {"grpo": "#1b6ca8", "sft": "#718096", "ovrl": "#c53030"}
 UPDATES = ("guard", "dppo", "gspo", "nft", "awm", "advantage_flow", "dpo", "crpo", "best_of_n")
 """Arms with one seed: the other updates."""
 
@@ -47,6 +51,23 @@ def train(name: str, changes: tuple[str, ...], options: argparse.Namespace) -> N
         command += [part for value in values for part in ("--set", value)]
     print(name, file=sys.stderr)
     subprocess.run([sys.executable, "-m", "auralign", *command], check=True)
+
+
+def figure(out: Path, seeds: int) -> str:
+    """The reward's main part and the held-out judge over scored clips, means over seeds, as one SVG."""
+    panels = {}
+    for title, key in (
+        ("DNSMOS OVRL on speech-val (trained on)", "val/reward_dnsmos_ovrl"),
+        ("Distill-MOS on speech-val (held out)", "val/judge"),
+        ("speaker similarity on speech-val", "val/reward_speaker"),
+    ):
+        lines = []
+        for arm, colour in COLOURS.items():
+            points = mean_curve([curve(out / f"{arm}-s{s}", key) for s in range(seeds)])
+            if points:
+                lines.append(Line(arm, colour, points))
+        panels[title] = lines
+    return draw(panels, "collections of 32 scored clips")
 
 
 def calibrate(options: argparse.Namespace) -> None:
@@ -86,11 +107,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of run names, such as 'grpo-*'")
     parser.add_argument("--set", nargs="+", default=[], help="changes for all arms, such as steps=30")
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
+    parser.add_argument("--curves", type=Path, help="only draw the learning curves of what is there")
     parser.add_argument("--calibrate", action="store_true", help="only print the frozen scales")
     parser.add_argument("--clips", type=int, default=256, help="of the calibration")
     options = parser.parse_args()
     if options.calibrate:
         calibrate(options)
+        return
+    if options.curves is not None:
+        options.curves.write_text(figure(options.out, options.seeds), encoding="utf-8")
         return
     chosen = [job for job in jobs(options.seeds) if any(fnmatch(job[0], p) for p in options.only)]
     with ThreadPoolExecutor(options.workers) as pool:
