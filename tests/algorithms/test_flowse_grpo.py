@@ -70,7 +70,7 @@ def config(tmp_path_factory, tiny_speech: Path, tiny_noise: Path, base: Path) ->
 @pytest.fixture
 def silent_judge(monkeypatch):
     """No held-out judge: its weights are large and its score is tested elsewhere."""
-    monkeypatch.setattr(flowse_grpo, "load_distill_mos", lambda: None)
+    monkeypatch.setattr(flowse_grpo, "load_distill_mos", lambda **_: None)
 
 
 def collection(

@@ -122,7 +122,7 @@ def set_up(cfg: Config, device: torch.device) -> Iterator[tuple[Parts, TrainStat
     paths = {one.title: one.path for one in rewards}
     with RewardWorkers(paths, workers=cfg.workers) if cfg.workers else nullcontext() as workers:
         speech = SpeechWatcher.load(cfg.watch, cfg.corpus, cfg.noises, cfg.validate_items)
-        watcher = RewardWatcher(speech, score, workers, load_distill_mos())
+        watcher = RewardWatcher(speech, score, workers, load_distill_mos(narrow=True))
         mixer = SpeechMixer.load(cfg.corpus, cfg.noises, "train", cfg.mix, cache=cfg.corpus / ".cache")
         parts = Parts(mixer, policies, start if cfg.gates else None, score, workers, watcher)
         yield parts, TrainState(model, average, optimiser, more=more)

@@ -45,7 +45,7 @@ class RewardWatcher:
         parts = {name: torch.cat([one.parts[name].flatten() for one in scored]).nanmean() for name in names}
         numbers = {"reward": float(total.nanmean()), **{f"reward_{k}": float(v) for k, v in parts.items()}}
         if self.judge is not None:
-            heard = distill_mos(est, RATE_HZ, judge=self.judge)
+            heard = distill_mos(est, RATE_HZ, judge=self.judge, at_once=1)
             numbers["judge"] = float(torch.tensor([one.value for one in heard]).nanmean())
         return numbers | self.speech.scores(est)
 
