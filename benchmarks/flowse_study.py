@@ -2,12 +2,13 @@
 
     python benchmarks/flowse_study.py --start runs/flowse/model -o runs/flowse_study
 
-`grpo` follows the recipe's three rewards, `sft` matches the best of the same samples (the control), `ovrl` follows
-DNSMOS OVRL alone. The other arms are the other updates on the recipe's rewards. All runs are ordinary run folders of
-`auralign train`; finished ones are not trained again, an interrupted one goes on. Then:
+`flow_grpo` and `nft` follow the recipe's three rewards by ratios of stochastic steps and by the forward process, `sft`
+matches the best of such samples (the control), `ovrl` is `nft` on DNSMOS OVRL alone. The other arms are the other
+updates on the recipe's rewards. All runs are ordinary run folders of `auralign train`; finished ones are not trained
+again, an interrupted one goes on. Then:
 
     auralign evaluate enhancement --arm base=runs/flowse/model \
-        --arm grpo=runs/flowse_study/grpo-s0/model,runs/flowse_study/grpo-s1/model,… --vs base --base base -o out
+        --arm nft=runs/flowse_study/nft-s0/model,runs/flowse_study/nft-s1/model,… --vs base --base base -o out
 
 `--curves FILE.svg` draws learning curves. `--calibrate` prints the standard deviation of each reward over the base
 model's enhancements, the frozen scales, and the weights that they make of the paper's shares.
@@ -26,10 +27,15 @@ from learning_curves import Line, curve, draw, mean_curve
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "flowse_grpo_small.toml"
 OVRL = 'rewards=[{path="dnsmos_ovrl"},{path="speaker",weight=0.0},{path="spectral_features",weight=0.0}]'
-SEEDED: dict[str, tuple[str, ...]] = {"grpo": (), "sft": ("update.name=sft",), "ovrl": (OVRL,)}
+SEEDED: dict[str, tuple[str, ...]] = {
+    "flow_grpo": ("update.name=flow_grpo",),
+    "nft": ("update.name=nft",),
+    "sft": ("update.name=sft",),
+    "ovrl": ("update.name=nft", OVRL),
+}
 """Arms with several seeds, and what they change in the recipe."""
-COLOURS = {"grpo": "#1b6ca8", "sft": "#718096", "ovrl": "#c53030"}
-UPDATES = ("guard", "dppo", "gspo", "nft", "awm", "advantage_flow", "dpo", "crpo", "best_of_n")
+COLOURS = {"flow_grpo": "#2f855a", "nft": "#1b6ca8", "sft": "#718096", "ovrl": "#c53030"}
+UPDATES = ("guard", "dppo", "gspo", "awm", "advantage_flow", "dpo", "crpo", "best_of_n")
 """Arms with one seed: the other updates."""
 
 
