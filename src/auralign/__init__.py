@@ -52,7 +52,7 @@ _loaded: dict[str, Any] = {}
 
 @overload
 def load(  # type: ignore[overload-overlap]  # the other names are separators
-    model: Literal["flowse-grpo-small", "flowse-small", "log-mmse"], *, device: str = "auto"
+    model: Literal["flowse-small", "log-mmse"], *, device: str = "auto"
 ) -> SpeechEnhancer: ...
 @overload
 def load(model: str = "mars-sep-small", *, device: str = "auto") -> Separator: ...
@@ -90,7 +90,7 @@ def separate(source: Any, *queries: Query | str, model: str = "mars-sep-small") 
     return _kept(Separator, model).separate(source, *queries)
 
 
-def enhance(source: Any, *, model: str = "flowse-grpo-small", **treatment: Any) -> Enhancement:
+def enhance(source: Any, *, model: str = "flowse-small", **treatment: Any) -> Enhancement:
     """Take the noise out of a recording of speech.
 
     Args:

@@ -38,8 +38,8 @@ class Options:
     report: Flag = False
     """Also write DIR/report.html with players and spectrograms, and the residual that it plays."""
 
-    model: str = "flowse-grpo-small"
-    """flowse-grpo-small, flowse-small, log-mmse (classic, no network), or a model's folder."""
+    model: str = "flowse-small"
+    """flowse-small, log-mmse (classic, no network), or a model's folder."""
 
     steps: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0
     """Evaluations of the network; 0 takes the model's own number."""

@@ -27,8 +27,8 @@ from auralign.models.score_enhancer import ScoreEnhancer
 from auralign.runtime import weights
 from auralign.runtime.device import pick
 
-DEFAULT_MODEL = "flowse-grpo-small"
-SHIPPED = ("flowse-grpo-small", "flowse-small")
+DEFAULT_MODEL = "flowse-small"
+SHIPPED = ("flowse-small",)
 CLASSIC = {LogMmse.name: LogMmse}
 """Enhancers that need no weights, by name."""
 
