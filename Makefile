@@ -11,6 +11,7 @@ JUDGE := aisfx
 SPEECH := dnsmos resemblyzer distillmos nsnet2 gtcrn
 
 export OMP_NUM_THREADS ?= 1
+export ONEDNN_MAX_CPU_ISA ?= AVX512_CORE_BF16
 
 .PHONY: help demo test test-slow lint format bench env weights clean distclean
 

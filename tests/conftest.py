@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import soundfile
 
 from auralign.data.clip import Clip
 from auralign.data.manifest import write_manifest
+
+# bfloat16 convolutions of a few channels now and then read memory that nobody wrote when oneDNN uses AMX tiles: NaN.
+# It is read when the first kernel is made.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 RATE_HZ = 16_000
 

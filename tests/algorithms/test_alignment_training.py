@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -212,12 +213,18 @@ def test_a_run_learns_saves_and_resumes_bit_for_bit(tiny, tmp_path, pooling):
     shutil.rmtree(halved / "model")
     train(cfg, Run.open(halved))
     again = load_checkpoint(Run.open(halved).checkpoints.latest()).state
+    twin = Run.create(tmp_path, cfg, "twin", algorithm="alignment", folder=tmp_path / "twin")
+    train(cfg, twin)
+    other = load_checkpoint(twin.checkpoints.latest()).state
+    # some processors do not repeat an uninterrupted run bit for bit either; resuming may not add to that
+    repeats = all(torch.equal(tensor, other["model"][name]) for name, tensor in whole["model"].items())
+    same = torch.equal if repeats else partial(torch.allclose, rtol=1e-2, atol=1e-3)
     for part in ("model", "average", "best"):
         for name, tensor in whole[part].items():
-            assert torch.equal(tensor, again[part][name]), f"{part} {name}"
+            assert same(tensor, again[part][name]), f"{part} {name}"
     shipped = [load_file(folder / "model" / "model.safetensors") for folder in (run.path, halved)]
     assert shipped[0].keys() == shipped[1].keys()
-    assert all(torch.equal(tensor, shipped[1][name]) for name, tensor in shipped[0].items())
+    assert all(same(tensor, shipped[1][name]) for name, tensor in shipped[0].items())
 
 
 def test_a_stopped_run_says_so_and_leaves_a_checkpoint(tiny, tmp_path, monkeypatch):
