@@ -118,6 +118,7 @@ def standard_gamma(
         z, u = torch.randn(index.shape, **like), torch.rand(index.shape, **like)
         v = (z * c.view(-1)[cell]).add_(1).pow_(3)
         kept = u.log_() < 0.5 * z * z + d_cell * (1 - v + v.log())
+        kept |= d_cell.isnan()  # a nan shape would never be accepted: its draw is nan
         drawn[index[kept]] = (d_cell * v)[kept]
         index = index[~kept]
     return drawn.view(batch, group, bins)
