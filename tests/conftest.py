@@ -13,8 +13,8 @@ import soundfile
 from auralign.data.clip import Clip
 from auralign.data.manifest import write_manifest
 
-# With AMX tiles oneDNN's bfloat16 convolutions of stride 2 are wrong, often NaN, where the result is one frame wide, as in
-# the toy networks here; no real network has maps that short. The variable is read when the first kernel is made.
+# With AMX tiles oneDNN's bfloat16 convolutions of stride 2 are wrong, often NaN, where the result is one frame wide, as
+# in the toy networks here; no real network has maps that short. The variable is read when the first kernel is made.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 RATE_HZ = 16_000

@@ -194,6 +194,19 @@ def test_held_out_cues_use_training_recordings_only(material):
     assert (wanted.features["audio"][known] <= highs + 1e-3).all()
 
 
+def test_a_stage_counts_no_gradient_of_parts_that_it_froze(tiny, material):
+    cfg = tiny(steps=(2, 2, 2))
+    state = begin(cfg, build(cfg, material))
+    members = material.partners()
+    for _ in range(2):
+        update(cfg, material, members, state)
+    state.best = alignment._copy(state.average)
+    update(cfg, material, members, state)  # the first of stage 2 teaches heads.audio alone
+    left = {name for name, p in state.encoder.named_parameters() if p.grad is not None}
+    assert left
+    assert all(name.startswith("heads.audio") for name in left)
+
+
 @pytest.mark.parametrize("pooling", ["mlbp", "mean"])
 def test_a_run_learns_saves_and_resumes_bit_for_bit(tiny, tmp_path, pooling):
     cfg = tiny(pooling=pooling)

@@ -339,7 +339,8 @@ def update(cfg: Config, material: Material, members: dict[int, Tensor], state: S
     noise = torch.Generator().manual_seed(derive(cfg.seed, "noise", state.step))
     batch = draw(rng, material, members, cfg.batch, cfg.variants)
     state.encoder.train()
-    state.optimiser.zero_grad(set_to_none=True)
+    # frozen parts too: what the stage before left there would count in the norm, and be lost by a resumed run
+    state.encoder.zero_grad(set_to_none=True)
     loss = loss_terms(cfg, state.encoder, batch, stage, noise)
     torch.autograd.backward(loss)
     norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), cfg.clip)

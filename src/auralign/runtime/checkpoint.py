@@ -70,8 +70,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu") -> Checkpoint:
     """
     with _opened(path, device) as file:
         header = _header(file, path)
-        # copied: tensors inside the file begin at any address, and some kernels sum in another order there
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     return Checkpoint(_unpack(json.loads(header["state"]), tensors), json.loads(header["meta"]))
 
 
